@@ -1,0 +1,12 @@
+//! Cadastre: every dataset has one owner, held inside PostgreSQL, and everyone else subscribes.
+//!
+//! The rooms, in the order they may import one another (later ones import earlier ones):
+//!
+//! ```text
+//! vocab ← config ← {telemetry, task} ← pg ← {registry, log} ← {guard, capture} ← feed
+//!       ← {api, embedded} ← app ← cli
+//! ```
+//!
+//! `ARCHITECTURE.md` has the drawing and an invariant for each room.
+
+pub mod vocab;

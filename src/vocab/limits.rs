@@ -1,0 +1,50 @@
+//! Every cap in one place: its unit is in the name, its reason in the text.
+
+use std::time::Duration;
+
+/// Longest service name, in bytes: with the longest source name and a prefix it must fit a role
+/// name of 63 bytes (`cadastre_SOURCE_SERVICE`).
+pub const SERVICE_NAME_BYTES_MAX: usize = 32;
+
+/// Longest source name, in bytes; see [`SERVICE_NAME_BYTES_MAX`].
+pub const SOURCE_NAME_BYTES_MAX: usize = 20;
+
+/// Largest batch of encoded changes, in bytes before compression. A larger single change stands
+/// alone in its batch.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// Encoded changes a source keeps in memory for readers at the tail, in bytes.
+pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Encoded changes that may wait to become durable before capture stops reading, in bytes.
+pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Largest HTTP request body, in bytes; a manifest of some thousand datasets fits.
+pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Deepest GraphQL query; the deepest sensible one is about 8.
+pub const GRAPHQL_DEPTH_MAX: usize = 15;
+
+/// Highest GraphQL complexity (one per field, a page counts its size).
+pub const GRAPHQL_COMPLEXITY_MAX: usize = 5_000;
+
+/// Largest page of a GraphQL connection.
+pub const PAGE_ITEMS_MAX: usize = 100;
+
+/// Most GraphQL operations under way on one WebSocket.
+pub const SOCKET_OPERATIONS_MAX: usize = 100;
+
+/// Longest wait for the first message on a WebSocket, which says who is there.
+pub const SOCKET_INIT_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Longest wait of a read for the revision it wants to be at least as fresh as.
+pub const REVISION_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Most datasets one feed may name.
+pub const FEED_DATASETS_MAX: usize = 1_000;
+
+/// Most feeds open at the same time; the next is told to come back later.
+pub const FEED_READERS_MAX: usize = 12_000;
+
+/// Longest silence on a feed before a comment or blank line proves that it lives.
+pub const FEED_SILENCE_MAX: Duration = Duration::from_secs(10);
