@@ -9,4 +9,7 @@
 //!
 //! `ARCHITECTURE.md` has the drawing and an invariant for each room.
 
+pub mod config;
+pub mod task;
+pub mod telemetry;
 pub mod vocab;

@@ -1,0 +1,91 @@
+//! Settings: one struct per room that has any, each a group of command-line flags with an
+//! environment variable and a default, so that `cadastre up --help` documents all of them.
+//!
+//! Every wait in the product has its deadline here. A deadline too small turns a slow moment into
+//! a failure; one too large lets a dead dependency hold a connection, a slot or a caller hostage.
+
+use std::time::Duration;
+
+use clap::Args;
+
+/// Parses `300ms`, `5s`, `2m`.
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+/// Waits on PostgreSQL: the registry's pool and every connection to a source.
+#[derive(Debug, Clone, Args)]
+pub struct PostgresOptions {
+    /// Connections in the registry's pool. Too few: requests queue; too many: PostgreSQL's
+    /// `max_connections` runs out.
+    #[arg(long, env = "CADASTRE_POOL_SIZE", default_value_t = 8)]
+    pub pool_size: usize,
+    /// Longest wait for a pooled connection before the request fails with 503.
+    #[arg(long, env = "CADASTRE_POOL_WAIT", default_value = "3s", value_parser = duration)]
+    pub pool_wait: Duration,
+    /// Longest wait for a connection to be made.
+    #[arg(long, env = "CADASTRE_CONNECT_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// `statement_timeout` of every connection.
+    #[arg(long, env = "CADASTRE_STATEMENT_TIMEOUT", default_value = "15s", value_parser = duration)]
+    pub statement_timeout: Duration,
+    /// `lock_timeout` of registry connections. Guard changes use a shorter one and retry.
+    #[arg(long, env = "CADASTRE_LOCK_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub lock_timeout: Duration,
+    /// `lock_timeout` of a change of guard: longest that owners' writes may queue behind it.
+    #[arg(long, env = "CADASTRE_GUARD_LOCK_TIMEOUT", default_value = "300ms", value_parser = duration)]
+    pub guard_lock_timeout: Duration,
+    /// Longest that a change of guard keeps retrying for its lock.
+    #[arg(long, env = "CADASTRE_GUARD_PATIENCE", default_value = "60s", value_parser = duration)]
+    pub guard_patience: Duration,
+}
+
+/// Capture: reading a source's slot and making its changes durable.
+#[derive(Debug, Clone, Args)]
+pub struct CaptureOptions {
+    /// Longest silence from the walsender before the connection counts as dead. PostgreSQL sends
+    /// a keepalive at half of its `wal_sender_timeout` (60s by default): stay above that.
+    #[arg(long, env = "CADASTRE_CAPTURE_SILENCE", default_value = "60s", value_parser = duration)]
+    pub silence: Duration,
+    /// How often progress is reported to PostgreSQL; must stay well below `wal_sender_timeout`.
+    #[arg(long, env = "CADASTRE_CAPTURE_FEEDBACK", default_value = "1s", value_parser = duration)]
+    pub feedback: Duration,
+    /// Longest pause between attempts to reconnect.
+    #[arg(long, env = "CADASTRE_CAPTURE_BACKOFF", default_value = "5s", value_parser = duration)]
+    pub backoff: Duration,
+    /// How long a small chunk waits for company before it is written to the log. Subscribers do
+    /// not wait for it; only the confirmation of the slot does.
+    #[arg(long, env = "CADASTRE_LOG_LINGER", default_value = "20ms", value_parser = duration)]
+    pub log_linger: Duration,
+}
+
+/// The HTTP server.
+#[derive(Debug, Clone, Args)]
+pub struct HttpOptions {
+    /// Address to listen on; port 0 picks a free one and prints it.
+    #[arg(long, env = "CADASTRE_LISTEN", default_value = "127.0.0.1:7400")]
+    pub listen: String,
+    /// Longest wait for a client to send its request head.
+    #[arg(long, env = "CADASTRE_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// How long open requests may finish after SIGTERM before they are cut.
+    #[arg(long, env = "CADASTRE_GRACE", default_value = "5s", value_parser = duration)]
+    pub grace: Duration,
+}
+
+/// Declares `Default` as what the command line gives when nothing is said.
+macro_rules! default_from_flags {
+    ($($options:ty),*) => {$(
+        impl Default for $options {
+            fn default() -> Self {
+                #[derive(clap::Parser)]
+                struct Flags {
+                    #[command(flatten)]
+                    options: $options,
+                }
+                <Flags as clap::Parser>::parse_from(["cadastre"]).options
+            }
+        }
+    )*};
+}
+default_from_flags!(PostgresOptions, CaptureOptions, HttpOptions);
