@@ -10,6 +10,8 @@
 //! `ARCHITECTURE.md` has the drawing and an invariant for each room.
 
 pub mod config;
+pub mod embedded;
+pub mod pg;
 pub mod task;
 pub mod telemetry;
 pub mod vocab;

@@ -1,0 +1,2 @@
+DROP TABLE log_chunks;
+DROP TABLE log_ends;
