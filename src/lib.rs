@@ -12,6 +12,7 @@
 pub mod config;
 pub mod embedded;
 pub mod pg;
+pub mod registry;
 pub mod task;
 pub mod telemetry;
 pub mod vocab;

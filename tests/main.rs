@@ -5,4 +5,5 @@
 
 mod embedded;
 mod pg;
+mod registry;
 mod support;

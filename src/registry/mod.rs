@@ -1,0 +1,38 @@
+//! The registry: which services, sources and datasets there are, and who owns what.
+//!
+//! A [`Registry`] answers every question about the present from a [`Snapshot`]: an immutable value
+//! in memory, swapped whole when something changes. Reading it never waits, not for PostgreSQL and
+//! not for a writer. Changes are lists of [`Mutation`]s, applied whole or not at all; each such list
+//! takes the next [`Revision`].
+//!
+//! ```text
+//!   apply ─► one transaction: lock registry_state, change, revision + 1, NOTIFY ─► new snapshot
+//!                                                                  │
+//!   other instances: LISTEN (and a look every few seconds) ◄───────┘ ─► new snapshot
+//! ```
+//!
+//! Invariants
+//! - A dataset has exactly one owner, and its ownership periods never overlap: the tables cannot
+//!   hold anything else.
+//! - Writers take turns on the row of `registry_state`, so revisions have no gaps and no two
+//!   writers see each other half done.
+//! - A snapshot is one consistent state, and revisions a reader sees never go backwards.
+//! - Connection strings are kept as declared, references to the environment unresolved.
+//!
+//! A [`manifest`] is the declared state as a file. What this room does *not* do: touch a source;
+//! the guard does, and reports here with [`Registry::guard_state`].
+
+mod error;
+mod follow;
+mod handle;
+pub mod manifest;
+mod model;
+mod mutation;
+mod schema;
+mod snapshot;
+mod store;
+
+pub use error::Error;
+pub use handle::{Page, Registry, ViolationFilter};
+pub use model::*;
+pub use snapshot::Decision;

@@ -1,0 +1,108 @@
+//! The registry's tables as diesel sees them; `migrations/` creates them.
+
+diesel::table! {
+    registry_state (singleton) {
+        singleton -> Bool,
+        revision -> Int8,
+    }
+}
+
+diesel::table! {
+    services (id) {
+        id -> Int4,
+        name -> Text,
+        team -> Nullable<Text>,
+        contact -> Nullable<Text>,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    sources (id) {
+        id -> Int4,
+        name -> Text,
+        url -> Text,
+        epoch -> Int2,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    service_roles (source_id, role) {
+        source_id -> Int4,
+        role -> Text,
+        service_id -> Int4,
+    }
+}
+
+diesel::table! {
+    datasets (id) {
+        id -> Int4,
+        source_id -> Int4,
+        schema_name -> Text,
+        table_name -> Text,
+        owner_id -> Int4,
+        mode -> Text,
+        description -> Nullable<Text>,
+        tags -> Array<Text>,
+        // A column named `columns` would collide with diesel's module of that name.
+        #[sql_name = "columns"]
+        column_facts -> Jsonb,
+        derived_from -> Array<Text>,
+        guard -> Text,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    ownership_periods (dataset_id, service_id, during) {
+        dataset_id -> Int4,
+        service_id -> Int4,
+        during -> Tstzrange,
+        present -> Nullable<Bool>,
+    }
+}
+
+diesel::table! {
+    violations (id) {
+        id -> Int8,
+        source_id -> Int4,
+        epoch -> Int2,
+        lsn -> Int8,
+        at -> Timestamptz,
+        verdict -> Text,
+        operation -> Text,
+        dataset -> Text,
+        service -> Nullable<Text>,
+        role -> Text,
+        login -> Text,
+        application -> Nullable<Text>,
+        client -> Nullable<Text>,
+        traceparent -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    subscriptions (id) {
+        id -> Int4,
+        name -> Text,
+        service_id -> Int4,
+        datasets -> Array<Text>,
+        spec -> Jsonb,
+        created_at -> Timestamptz,
+    }
+}
+
+diesel::joinable!(datasets -> sources (source_id));
+diesel::joinable!(datasets -> services (owner_id));
+diesel::joinable!(service_roles -> sources (source_id));
+diesel::joinable!(ownership_periods -> services (service_id));
+diesel::joinable!(subscriptions -> services (service_id));
+diesel::allow_tables_to_appear_in_same_query!(
+    services,
+    sources,
+    service_roles,
+    datasets,
+    ownership_periods,
+    subscriptions
+);

@@ -1,0 +1,157 @@
+//! Answers from memory. Everything here is pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
+use crate::vocab::{DatasetName, Mode, ServiceName};
+
+/// Whether a service may write a dataset, and by whose leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether the service is the owner.
+    pub allowed: bool,
+    /// The owner.
+    pub owner: ServiceName,
+    /// What the guard does with anyone else's write.
+    pub mode: Mode,
+    /// The revision this answer is taken from.
+    pub revision: Revision,
+}
+
+impl Snapshot {
+    /// A snapshot of these objects, with its indexes.
+    pub fn new(
+        revision: Revision,
+        services: Vec<Service>,
+        sources: Vec<Source>,
+        datasets: Vec<Dataset>,
+        subscriptions: Vec<Subscription>,
+    ) -> Self {
+        let mut service_by_role = HashMap::new();
+        for service in &services {
+            for (source, roles) in &service.roles {
+                let claims = roles.iter().map(|role| (source.clone(), role.clone()));
+                service_by_role.extend(claims.map(|claim| (claim, service.name.clone())));
+            }
+        }
+        let datasets: BTreeMap<DatasetName, Arc<Dataset>> =
+            datasets.into_iter().map(|it| (it.name.clone(), Arc::new(it))).collect();
+        Self {
+            revision,
+            services: services.into_iter().map(|it| (it.name.clone(), Arc::new(it))).collect(),
+            sources: sources.into_iter().map(|it| (it.name.clone(), Arc::new(it))).collect(),
+            datasets_by_id: datasets.values().map(|it| (it.id, Arc::clone(it))).collect(),
+            datasets,
+            subscriptions: subscriptions
+                .into_iter()
+                .map(|it| (it.name.clone(), Arc::new(it)))
+                .collect(),
+            service_by_role,
+        }
+    }
+
+    /// Whether `service` may write `dataset`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] names the one that is not registered.
+    pub fn can_write(
+        &self,
+        service: &ServiceName,
+        dataset: &DatasetName,
+    ) -> Result<Decision, Error> {
+        if !self.services.contains_key(service) {
+            return Err(Error::NotFound { kind: "service", name: service.to_string() });
+        }
+        let dataset = self
+            .datasets
+            .get(dataset)
+            .ok_or_else(|| Error::NotFound { kind: "dataset", name: dataset.to_string() })?;
+        Ok(Decision {
+            allowed: dataset.owner == *service,
+            owner: dataset.owner.clone(),
+            mode: dataset.mode,
+            revision: self.revision,
+        })
+    }
+
+    /// What `service` owns, by name.
+    pub fn owned_by(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Dataset>> {
+        self.datasets.values().filter(move |dataset| dataset.owner == *service)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::registry::GuardState;
+    use crate::vocab::{DatasetId, Epoch, SourceId};
+
+    fn snapshot() -> Snapshot {
+        let service = |id: i32, name: &str, role: &str| Service {
+            id,
+            name: name.parse().unwrap(),
+            team: None,
+            contact: None,
+            roles: BTreeMap::from([("shop".parse().unwrap(), vec![role.parse().unwrap()])]),
+            created_at: DateTime::UNIX_EPOCH,
+        };
+        let source = Source {
+            id: SourceId(1),
+            name: "shop".parse().unwrap(),
+            url: "${SHOP}".to_owned(),
+            epoch: Epoch::FIRST,
+            created_at: DateTime::UNIX_EPOCH,
+        };
+        let dataset = |id: i32, table: &str, owner: &str| Dataset {
+            id: DatasetId(id),
+            name: format!("shop.public.{table}").parse().unwrap(),
+            source_id: SourceId(1),
+            owner: owner.parse().unwrap(),
+            mode: Mode::Enforce,
+            description: None,
+            tags: vec![],
+            columns: BTreeMap::new(),
+            derived_from: vec![],
+            guard: GuardState::Pending,
+            created_at: DateTime::UNIX_EPOCH,
+        };
+        Snapshot::new(
+            Revision(7),
+            vec![service(1, "orders", "orders_app"), service(2, "billing", "billing_app")],
+            vec![source],
+            vec![dataset(1, "orders", "orders"), dataset(2, "invoices", "billing")],
+            vec![],
+        )
+    }
+
+    #[test]
+    fn only_the_owner_may_write() {
+        let snapshot = snapshot();
+        let dataset = "shop.public.orders".parse().unwrap();
+        let decision = |service: &str| snapshot.can_write(&service.parse().unwrap(), &dataset);
+        assert!(decision("orders").unwrap().allowed);
+        let refused = decision("billing").unwrap();
+        assert_eq!((refused.allowed, refused.owner.as_str()), (false, "orders"));
+        assert_eq!(refused.revision, Revision(7));
+        assert_eq!(
+            decision("shipping").unwrap_err().to_string(),
+            "no service is named \"shipping\""
+        );
+        let unknown = "shop.public.nothing".parse().unwrap();
+        let error = snapshot.can_write(&"orders".parse().unwrap(), &unknown).unwrap_err();
+        assert_eq!(error.to_string(), "no dataset is named \"shop.public.nothing\"");
+    }
+
+    #[test]
+    fn indexes_agree_with_what_they_index() {
+        let snapshot = snapshot();
+        let role = ("shop".parse().unwrap(), "billing_app".parse().unwrap());
+        assert_eq!(snapshot.service_by_role[&role].as_str(), "billing");
+        assert_eq!(snapshot.datasets_by_id[&DatasetId(2)].name.table(), "invoices");
+        let owned = snapshot.owned_by(&"orders".parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(owned.len(), 1);
+    }
+}

@@ -1,0 +1,24 @@
+//! The registry's SQL, one function per question. Callers own the connection.
+
+mod read;
+mod violation;
+mod write;
+
+pub(super) use read::{owner_at, ownership_history, revision, snapshot};
+pub(super) use violation::{violations, violations_record};
+pub(super) use write::{apply, epoch_set, guard_state};
+
+use diesel::result::Error as DieselError;
+
+use super::Error;
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
+
+/// A stored value that this program would not have stored.
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> DieselError {
+    DieselError::DeserializationError(Box::new(error))
+}

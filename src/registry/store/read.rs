@@ -1,0 +1,187 @@
+//! What is and what was.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Timestamptz};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use super::unreadable;
+use crate::registry::schema::{
+    datasets, ownership_periods, registry_state, service_roles, services, sources, subscriptions,
+};
+use crate::registry::{
+    Dataset, GuardState, OwnershipPeriod, Revision, Service, Snapshot, Source, Subscription,
+};
+use crate::vocab::{DatasetId, DatasetName, Epoch, RoleName, ServiceName, SourceId, SourceName};
+
+/// The last revision.
+pub(in crate::registry) async fn revision(
+    connection: &mut AsyncPgConnection,
+) -> QueryResult<Revision> {
+    registry_state::table.select(registry_state::revision).first(connection).await.map(Revision)
+}
+
+/// Everything. The caller's transaction must see one state: repeatable read, or the writers' lock.
+pub(in crate::registry) async fn snapshot(
+    connection: &mut AsyncPgConnection,
+) -> QueryResult<Snapshot> {
+    let revision = revision(connection).await?;
+    let sources = load_sources(connection).await?;
+    let services = load_services(connection).await?;
+    let datasets = load_datasets(connection).await?;
+    let subscriptions = load_subscriptions(connection).await?;
+    Ok(Snapshot::new(revision, services, sources, datasets, subscriptions))
+}
+
+async fn load_sources(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Source>> {
+    let rows: Vec<(i32, String, String, i16, DateTime<Utc>)> =
+        sources::table.load(connection).await?;
+    let read = |(id, name, url, epoch, created_at): (_, String, _, i16, _)| {
+        Ok(Source {
+            id: SourceId(id),
+            name: name.parse().map_err(unreadable)?,
+            url,
+            epoch: Epoch::new(u8::try_from(epoch).map_err(unreadable)?),
+            created_at,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+async fn load_services(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Service>> {
+    type Row = (i32, String, Option<String>, Option<String>, DateTime<Utc>);
+    let claims: Vec<(i32, String, String)> = service_roles::table
+        .inner_join(sources::table)
+        .select((service_roles::service_id, sources::name, service_roles::role))
+        .load(connection)
+        .await?;
+    let mut roles: HashMap<i32, BTreeMap<SourceName, Vec<RoleName>>> = HashMap::new();
+    for (service, source, role) in claims {
+        let source = source.parse().map_err(unreadable)?;
+        let role = role.parse().map_err(unreadable)?;
+        roles.entry(service).or_default().entry(source).or_default().push(role);
+    }
+    // Sorted here and not by PostgreSQL: the database's collation is not this program's order.
+    roles.values_mut().flat_map(BTreeMap::values_mut).for_each(|roles| roles.sort());
+    let rows: Vec<Row> = services::table.load(connection).await?;
+    let read = |(id, name, team, contact, created_at): Row| {
+        Ok(Service {
+            id,
+            name: name.parse().map_err(unreadable)?,
+            team,
+            contact,
+            roles: roles.remove(&id).unwrap_or_default(),
+            created_at,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = datasets, check_for_backend(diesel::pg::Pg))]
+struct DatasetRow {
+    id: i32,
+    source_id: i32,
+    schema_name: String,
+    table_name: String,
+    mode: String,
+    description: Option<String>,
+    tags: Vec<String>,
+    column_facts: serde_json::Value,
+    derived_from: Vec<String>,
+    guard: String,
+    created_at: DateTime<Utc>,
+}
+
+async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Dataset>> {
+    let rows: Vec<(DatasetRow, String, String)> = datasets::table
+        .inner_join(sources::table)
+        .inner_join(services::table)
+        .select((DatasetRow::as_select(), sources::name, services::name))
+        .load(connection)
+        .await?;
+    let read = |(row, source, owner): (DatasetRow, String, String)| {
+        let source: SourceName = source.parse().map_err(unreadable)?;
+        let name = DatasetName::new(&source, &row.schema_name, &row.table_name);
+        let installed = row.guard == "installed";
+        Ok(Dataset {
+            id: DatasetId(row.id),
+            name: name.map_err(unreadable)?,
+            source_id: SourceId(row.source_id),
+            owner: owner.parse().map_err(unreadable)?,
+            mode: row.mode.parse().map_err(unreadable)?,
+            description: row.description,
+            tags: row.tags,
+            columns: serde_json::from_value(row.column_facts).map_err(unreadable)?,
+            derived_from: row.derived_from,
+            guard: if installed { GuardState::Installed } else { GuardState::Pending },
+            created_at: row.created_at,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+async fn load_subscriptions(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Subscription>> {
+    let rows: Vec<(String, String, Vec<String>, serde_json::Value)> = subscriptions::table
+        .inner_join(services::table)
+        .select((subscriptions::name, services::name, subscriptions::datasets, subscriptions::spec))
+        .load(connection)
+        .await?;
+    let read = |(name, service, datasets, spec): (_, String, Vec<String>, _)| {
+        let datasets = datasets.iter().map(|dataset| dataset.parse());
+        Ok(Subscription {
+            name,
+            service: service.parse().map_err(unreadable)?,
+            datasets: datasets.collect::<Result<_, _>>().map_err(unreadable)?,
+            spec,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// Every owner a dataset has had, oldest first.
+pub(in crate::registry) async fn ownership_history(
+    connection: &mut AsyncPgConnection,
+    dataset: DatasetId,
+) -> QueryResult<Vec<OwnershipPeriod>> {
+    type Range = (Bound<DateTime<Utc>>, Bound<DateTime<Utc>>);
+    let rows: Vec<(String, Range)> = ownership_periods::table
+        .inner_join(services::table)
+        .filter(ownership_periods::dataset_id.eq(dataset.0))
+        .order(ownership_periods::during)
+        .select((services::name, ownership_periods::during))
+        .load(connection)
+        .await?;
+    let read = |(service, (from, to)): (String, Range)| {
+        let (Bound::Included(from) | Bound::Excluded(from)) = from else {
+            return Err(unreadable(std::io::Error::other("an ownership period has no beginning")));
+        };
+        let to = match to {
+            Bound::Included(to) | Bound::Excluded(to) => Some(to),
+            Bound::Unbounded => None,
+        };
+        Ok(OwnershipPeriod { service: service.parse().map_err(unreadable)?, from, to })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// The owner at a moment; none before the dataset was registered.
+pub(in crate::registry) async fn owner_at(
+    connection: &mut AsyncPgConnection,
+    dataset: DatasetId,
+    at: DateTime<Utc>,
+) -> QueryResult<Option<ServiceName>> {
+    let name: Option<String> = ownership_periods::table
+        .inner_join(services::table)
+        .filter(ownership_periods::dataset_id.eq(dataset.0))
+        .filter(sql::<Bool>("during @> ").bind::<Timestamptz, _>(at))
+        .select(services::name)
+        .first(connection)
+        .await
+        .optional()?;
+    name.map(|name| name.parse().map_err(unreadable)).transpose()
+}

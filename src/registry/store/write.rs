@@ -1,0 +1,397 @@
+//! Changes. Each runs in one transaction that begins by taking the writers' turn and ends with a
+//! new revision, and returns the snapshot it leaves behind.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::{Integer, Text, Timestamptz};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+
+use super::read;
+use crate::registry::follow::CHANNEL;
+use crate::registry::schema::{
+    datasets, registry_state, service_roles, services, sources, subscriptions,
+};
+use crate::registry::{Error, GuardState, Mutation, Snapshot, Subscription};
+use crate::vocab::{DatasetId, DatasetName, Epoch, RoleName, ServiceName, SourceId, SourceName};
+
+const PENDING: &str = "pending";
+const INSTALLED: &str = "installed";
+
+/// The numbers of what mutations name.
+struct Known {
+    sources: HashMap<String, i32>,
+    services: HashMap<String, i32>,
+}
+
+impl Known {
+    async fn load(connection: &mut AsyncPgConnection) -> QueryResult<Self> {
+        let sources: Vec<(String, i32)> =
+            sources::table.select((sources::name, sources::id)).load(connection).await?;
+        let services: Vec<(String, i32)> =
+            services::table.select((services::name, services::id)).load(connection).await?;
+        Ok(Self {
+            sources: sources.into_iter().collect(),
+            services: services.into_iter().collect(),
+        })
+    }
+
+    fn source(&self, name: &SourceName) -> Result<i32, Error> {
+        let id = self.sources.get(name.as_str()).copied();
+        id.ok_or_else(|| Error::NotFound { kind: "source", name: name.to_string() })
+    }
+
+    fn service(&self, name: &ServiceName) -> Result<i32, Error> {
+        let id = self.services.get(name.as_str()).copied();
+        id.ok_or_else(|| Error::NotFound { kind: "service", name: name.to_string() })
+    }
+}
+
+/// Applies all of `mutations` or none. They may refer to one another in any order: sources go
+/// first, then services, datasets and subscriptions.
+pub(in crate::registry) async fn apply(
+    connection: &mut AsyncPgConnection,
+    mutations: &[Mutation],
+) -> Result<Snapshot, Error> {
+    connection
+        .transaction(async |connection| {
+            take_turn(connection).await?;
+            for mutation in mutations {
+                match mutation {
+                    Mutation::SourcePut { name, url } => put_source(connection, name, url).await?,
+                    Mutation::ServicePut { name, team, contact, .. } => {
+                        put_service(connection, name, team.as_deref(), contact.as_deref()).await?;
+                    }
+                    Mutation::DatasetPut { .. } | Mutation::SubscriptionPut(_) => {}
+                }
+            }
+            let known = Known::load(connection).await?;
+            put_roles(connection, mutations, &known).await?;
+            for mutation in mutations {
+                put_dataset(connection, mutation, &known).await?;
+            }
+            for mutation in mutations {
+                if let Mutation::SubscriptionPut(subscription) = mutation {
+                    put_subscription(connection, subscription, &known).await?;
+                }
+            }
+            finish(connection).await
+        })
+        .await
+}
+
+/// Records what the guard found or did in a source.
+pub(in crate::registry) async fn guard_state(
+    connection: &mut AsyncPgConnection,
+    which: &[DatasetId],
+    state: GuardState,
+) -> Result<Snapshot, Error> {
+    connection
+        .transaction(async |connection| {
+            take_turn(connection).await?;
+            let ids: Vec<i32> = which.iter().map(|id| id.0).collect();
+            diesel::update(datasets::table.filter(datasets::id.eq_any(ids)))
+                .set(datasets::guard.eq(match state {
+                    GuardState::Pending => PENDING,
+                    GuardState::Installed => INSTALLED,
+                }))
+                .execute(connection)
+                .await?;
+            finish(connection).await
+        })
+        .await
+}
+
+/// Records the generation of a source's slot.
+pub(in crate::registry) async fn epoch_set(
+    connection: &mut AsyncPgConnection,
+    source: SourceId,
+    epoch: Epoch,
+) -> Result<Snapshot, Error> {
+    connection
+        .transaction(async |connection| {
+            take_turn(connection).await?;
+            let updated = diesel::update(sources::table.find(source.0))
+                .set(sources::epoch.eq(i16::from(epoch.get())))
+                .execute(connection)
+                .await?;
+            if updated == 0 {
+                return Err(Error::NotFound { kind: "source", name: source.0.to_string() });
+            }
+            finish(connection).await
+        })
+        .await
+}
+
+/// Waits, at most `lock_timeout`, until no other writer is at work, and keeps others waiting until
+/// the transaction ends.
+async fn take_turn(connection: &mut AsyncPgConnection) -> QueryResult<()> {
+    let turn = registry_state::table.select(registry_state::revision).for_update();
+    turn.first::<i64>(connection).await.map(drop)
+}
+
+/// Takes the next revision and has other instances told of it when the transaction commits.
+async fn finish(connection: &mut AsyncPgConnection) -> Result<Snapshot, Error> {
+    let revision: i64 = diesel::update(registry_state::table)
+        .set(registry_state::revision.eq(registry_state::revision + 1))
+        .returning(registry_state::revision)
+        .get_result(connection)
+        .await?;
+    diesel::sql_query("SELECT pg_notify($1, $2)")
+        .bind::<Text, _>(CHANNEL)
+        .bind::<Text, _>(revision.to_string())
+        .execute(connection)
+        .await?;
+    // Nobody else can write before this transaction ends, so this is one consistent state.
+    Ok(read::snapshot(connection).await?)
+}
+
+async fn put_source(
+    connection: &mut AsyncPgConnection,
+    name: &SourceName,
+    url: &str,
+) -> QueryResult<()> {
+    diesel::insert_into(sources::table)
+        .values((sources::name.eq(name.as_str()), sources::url.eq(url)))
+        .on_conflict(sources::name)
+        .do_update()
+        .set(sources::url.eq(url))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+async fn put_service(
+    connection: &mut AsyncPgConnection,
+    name: &ServiceName,
+    team: Option<&str>,
+    contact: Option<&str>,
+) -> QueryResult<()> {
+    let declared = (services::team.eq(team), services::contact.eq(contact));
+    diesel::insert_into(services::table)
+        .values((services::name.eq(name.as_str()), declared))
+        .on_conflict(services::name)
+        .do_update()
+        .set(declared)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Replaces the roles of every service in the list: all are given up before any is claimed, so
+/// that a role can pass from one service to another in either order.
+async fn put_roles(
+    connection: &mut AsyncPgConnection,
+    mutations: &[Mutation],
+    known: &Known,
+) -> Result<(), Error> {
+    let mut declared: BTreeMap<&ServiceName, &BTreeMap<SourceName, Vec<RoleName>>> =
+        BTreeMap::new();
+    for mutation in mutations {
+        if let Mutation::ServicePut { name, roles, .. } = mutation {
+            declared.insert(name, roles);
+        }
+    }
+    for service in declared.keys() {
+        let of_service = service_roles::service_id.eq(known.service(service)?);
+        diesel::delete(service_roles::table.filter(of_service)).execute(connection).await?;
+    }
+    for (service, roles) in declared {
+        for (source, roles) in roles {
+            for role in roles {
+                claim_role(connection, known, service, source, role).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn claim_role(
+    connection: &mut AsyncPgConnection,
+    known: &Known,
+    service: &ServiceName,
+    source: &SourceName,
+    role: &RoleName,
+) -> Result<(), Error> {
+    let (service_id, source_id) = (known.service(service)?, known.source(source)?);
+    diesel::insert_into(service_roles::table)
+        .values((
+            service_roles::service_id.eq(service_id),
+            service_roles::source_id.eq(source_id),
+            service_roles::role.eq(role.as_str()),
+        ))
+        .on_conflict_do_nothing()
+        .execute(connection)
+        .await?;
+    let holder: i32 = service_roles::table
+        .find((source_id, role.as_str()))
+        .select(service_roles::service_id)
+        .first(connection)
+        .await?;
+    if holder == service_id {
+        return Ok(());
+    }
+    let other: String =
+        services::table.find(holder).select(services::name).first(connection).await?;
+    Err(Error::Conflict {
+        message: format!(
+            "role \"{role}\" of source \"{source}\" is claimed by service \"{other}\" and by \
+             service \"{service}\": a role writes for one service"
+        ),
+    })
+}
+
+/// What of a dataset is simply replaced.
+#[derive(Insertable, AsChangeset)]
+#[diesel(table_name = datasets, treat_none_as_null = true)]
+struct DeclaredRow<'a> {
+    mode: &'a str,
+    description: Option<&'a str>,
+    tags: Vec<&'a str>,
+    column_facts: serde_json::Value,
+    derived_from: Vec<&'a str>,
+}
+
+async fn put_dataset(
+    connection: &mut AsyncPgConnection,
+    mutation: &Mutation,
+    known: &Known,
+) -> Result<(), Error> {
+    let Mutation::DatasetPut { name, owner, mode, description, tags, columns, derived_from } =
+        mutation
+    else {
+        return Ok(());
+    };
+    let (source_id, owner_id) = (known.source(name.source())?, known.service(owner)?);
+    let declared = DeclaredRow {
+        mode: mode.as_str(),
+        description: description.as_deref(),
+        tags: sorted(tags),
+        column_facts: serde_json::to_value(columns).map_err(unwritable)?,
+        derived_from: sorted(derived_from),
+    };
+    let present: Option<(i32, i32, String)> = datasets::table
+        .filter(datasets::source_id.eq(source_id))
+        .filter(datasets::schema_name.eq(name.schema()))
+        .filter(datasets::table_name.eq(name.table()))
+        .select((datasets::id, datasets::owner_id, datasets::mode))
+        .first(connection)
+        .await
+        .optional()?;
+    let Some((id, owner_before, mode_before)) = present else {
+        let (id, now) = diesel::insert_into(datasets::table)
+            .values((
+                datasets::source_id.eq(source_id),
+                datasets::schema_name.eq(name.schema()),
+                datasets::table_name.eq(name.table()),
+                datasets::owner_id.eq(owner_id),
+                declared,
+            ))
+            .returning((datasets::id, datasets::created_at))
+            .get_result(connection)
+            .await?;
+        return Ok(begin_period(connection, id, owner_id, now).await?);
+    };
+    if owner_before != owner_id {
+        let ended = end_period(connection, id).await?;
+        begin_period(connection, id, owner_id, ended).await?;
+    }
+    if owner_before != owner_id || mode_before != mode.as_str() {
+        // The guard in the source still holds the old owner or mode.
+        diesel::update(datasets::table.find(id))
+            .set((datasets::owner_id.eq(owner_id), datasets::guard.eq(PENDING)))
+            .execute(connection)
+            .await?;
+    }
+    diesel::update(datasets::table.find(id)).set(declared).execute(connection).await?;
+    Ok(())
+}
+
+/// The moment a period ended.
+#[derive(QueryableByName)]
+struct Ended {
+    #[diesel(sql_type = Timestamptz)]
+    at: DateTime<Utc>,
+}
+
+/// Ends the present period now; a microsecond after its beginning if the clock went back.
+async fn end_period(
+    connection: &mut AsyncPgConnection,
+    dataset: i32,
+) -> QueryResult<DateTime<Utc>> {
+    let sql = "UPDATE ownership_periods SET during = tstzrange(lower(during), \
+               greatest(clock_timestamp(), lower(during) + interval '1 microsecond')) \
+               WHERE dataset_id = $1 AND present RETURNING upper(during) AS at";
+    let ended: Ended =
+        diesel::sql_query(sql).bind::<Integer, _>(dataset).get_result(connection).await?;
+    Ok(ended.at)
+}
+
+async fn begin_period(
+    connection: &mut AsyncPgConnection,
+    dataset: i32,
+    service: i32,
+    from: DateTime<Utc>,
+) -> QueryResult<()> {
+    let sql = "INSERT INTO ownership_periods (dataset_id, service_id, during) \
+               VALUES ($1, $2, tstzrange($3, NULL))";
+    diesel::sql_query(sql)
+        .bind::<Integer, _>(dataset)
+        .bind::<Integer, _>(service)
+        .bind::<Timestamptz, _>(from)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+async fn put_subscription(
+    connection: &mut AsyncPgConnection,
+    subscription: &Subscription,
+    known: &Known,
+) -> Result<(), Error> {
+    for dataset in &subscription.datasets {
+        require_dataset(connection, dataset, known).await?;
+    }
+    let datasets: Vec<&str> = subscription.datasets.iter().map(DatasetName::as_str).collect();
+    let declared = (
+        subscriptions::service_id.eq(known.service(&subscription.service)?),
+        subscriptions::datasets.eq(&datasets),
+        subscriptions::spec.eq(&subscription.spec),
+    );
+    diesel::insert_into(subscriptions::table)
+        .values((subscriptions::name.eq(&subscription.name), declared))
+        .on_conflict(subscriptions::name)
+        .do_update()
+        .set(declared)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn require_dataset(
+    connection: &mut AsyncPgConnection,
+    name: &DatasetName,
+    known: &Known,
+) -> Result<(), Error> {
+    let registered = datasets::table
+        .filter(datasets::source_id.eq(known.source(name.source())?))
+        .filter(datasets::schema_name.eq(name.schema()))
+        .filter(datasets::table_name.eq(name.table()));
+    let found: bool =
+        diesel::select(diesel::dsl::exists(registered)).get_result(connection).await?;
+    if found {
+        return Ok(());
+    }
+    Err(Error::NotFound { kind: "dataset", name: name.to_string() })
+}
+
+/// As stored: sorted, each once.
+fn sorted(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn unwritable(error: serde_json::Error) -> DieselError {
+    DieselError::SerializationError(Box::new(error))
+}
