@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod embedded;
+pub mod log;
 pub mod pg;
 pub mod registry;
 pub mod task;

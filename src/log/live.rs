@@ -1,0 +1,257 @@
+//! What the writer, the task behind it and the readers of one source share.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::error::chain;
+use super::ring::{Found, Interest, Ring, Wanted};
+use super::{Batch, Error};
+use crate::vocab::{Lsn, Position, SourceId};
+
+/// Memory a source's live tail may take, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    /// Above this, durable batches leave memory.
+    pub(super) tail: usize,
+    /// Above this, appending waits for what is pending to become durable.
+    pub(super) pending: usize,
+}
+
+/// The live side of one source's log.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) source: SourceId,
+    pub(super) meters: Meters,
+    /// There is something new to make durable. One task waits for it.
+    pub(super) work: Notify,
+    /// Something has become durable, or never will. One writer waits for it.
+    pub(super) room: Notify,
+    /// Held while a writer's batches may still be on their way to the store.
+    pub(super) seat: Arc<tokio::sync::Mutex<()>>,
+    budget: Budget,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    progress: Progress,
+    /// A writer exists.
+    written: bool,
+    /// Why nothing will become durable any more.
+    failure: Option<Error>,
+    /// What the store said last, while it fails.
+    trouble: Option<String>,
+}
+
+/// Which LSN may be confirmed once how many of a writer's batches are durable.
+#[derive(Debug)]
+struct Progress {
+    appended: u64,
+    durable: u64,
+    /// Confirmations not due yet: the count of durable batches each waits for, in order.
+    due: VecDeque<(u64, Lsn)>,
+    confirmed: watch::Sender<Lsn>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let confirmed = watch::Sender::new(Lsn::ZERO);
+        Self { appended: 0, durable: 0, due: VecDeque::new(), confirmed }
+    }
+
+    /// `lsn` may be confirmed once all appended so far is durable.
+    fn confirm(&mut self, lsn: Lsn) {
+        match self.due.back_mut() {
+            Some((count, due)) if *count == self.appended => *due = lsn.max(*due),
+            _ => self.due.push_back((self.appended, lsn)),
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let durable = self.durable;
+        while let Some((_, lsn)) = self.due.pop_front_if(|(count, _)| *count <= durable) {
+            self.confirmed.send_if_modified(|confirmed| {
+                let forward = *confirmed < lsn;
+                *confirmed = lsn.max(*confirmed);
+                forward
+            });
+        }
+    }
+}
+
+impl Live {
+    pub(super) fn new(source: SourceId, budget: Budget) -> Self {
+        Self {
+            source,
+            meters: Meters::new(source),
+            work: Notify::new(),
+            room: Notify::new(),
+            seat: Arc::default(),
+            budget,
+            state: Mutex::new(State {
+                ring: Ring::new(budget.tail),
+                progress: Progress::new(),
+                written: false,
+                failure: None,
+                trouble: None,
+            }),
+        }
+    }
+
+    // The writer's side.
+
+    /// Takes the place of the source's one writer, unless it is taken.
+    pub(super) fn claim(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().written, true)
+    }
+
+    /// Gives that place back.
+    pub(super) fn release(&self) {
+        self.state.lock().written = false;
+    }
+
+    /// Starts a writer's run at the end of what is durable; gives where its confirmations appear.
+    pub(super) fn open(&self, durable: Position) -> watch::Receiver<Lsn> {
+        let mut state = self.state.lock();
+        state.ring.open(durable);
+        state.progress = Progress::new();
+        state.failure = None;
+        state.trouble = None;
+        self.meters.pending.set(0.0);
+        state.progress.confirmed.subscribe()
+    }
+
+    /// Appends if there is room for the batch; a batch larger than all room goes in alone.
+    pub(super) fn try_append(
+        &self,
+        batch: &Arc<Batch>,
+        confirm: Option<Lsn>,
+    ) -> Result<bool, Error> {
+        let mut state = self.state.lock();
+        if let Some(failure) = state.failure.take() {
+            state.failure = Some(Error::Stopped);
+            return Err(failure);
+        }
+        let pending = state.ring.pending_bytes();
+        if pending > 0 && pending + batch.memory_bytes() > self.budget.pending {
+            return Ok(false);
+        }
+        let interested = state.ring.append(batch);
+        state.progress.appended += 1;
+        if let Some(lsn) = confirm {
+            state.progress.confirm(lsn);
+        }
+        self.meters.pending.set(state.ring.pending_bytes() as f64);
+        drop(state);
+        self.meters.appended.increment(batch.len() as u64);
+        for interest in interested {
+            interest.wake();
+        }
+        self.work.notify_one();
+        Ok(true)
+    }
+
+    /// `lsn` may be confirmed once all appended so far is durable.
+    pub(super) fn confirm(&self, lsn: Lsn) {
+        self.state.lock().progress.confirm(lsn);
+    }
+
+    // The side of the task that makes batches durable.
+
+    /// Memory of what is pending, in bytes.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.state.lock().ring.pending_bytes()
+    }
+
+    /// The oldest pending batches, up to about `bytes`.
+    pub(super) fn pending(&self, bytes: usize) -> Vec<Arc<Batch>> {
+        self.state.lock().ring.pending(bytes)
+    }
+
+    /// The oldest `batches` pending have become durable.
+    pub(super) fn made_durable(&self, batches: &[Arc<Batch>]) {
+        let mut state = self.state.lock();
+        state.ring.made_durable(batches.len());
+        state.progress.durable += batches.len() as u64;
+        state.progress.settle();
+        state.trouble = None;
+        self.meters.pending.set(state.ring.pending_bytes() as f64);
+        drop(state);
+        self.meters.durable.increment(batches.iter().map(|batch| batch.len() as u64).sum());
+        self.room.notify_one();
+    }
+
+    /// The store fails for now. Whether this is news.
+    pub(super) fn set_trouble(&self, trouble: String) -> bool {
+        self.state.lock().trouble.replace(trouble).is_none()
+    }
+
+    /// What keeps batches from becoming durable at present.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state.lock().trouble.clone()
+    }
+
+    /// Nothing more will become durable: the writer is told why when it appends.
+    pub(super) fn fail(&self, failure: Error) {
+        let mut state = self.state.lock();
+        state.trouble = Some(chain(&failure));
+        state.failure = Some(failure);
+        drop(state);
+        self.room.notify_one();
+    }
+
+    // The readers' side.
+
+    pub(super) fn join(&self, wanted: Wanted) -> Arc<Interest> {
+        self.state.lock().ring.join(wanted)
+    }
+
+    pub(super) fn leave(&self, interest: &Interest) {
+        self.state.lock().ring.leave(interest);
+    }
+
+    pub(super) fn find(&self, interest: &Interest, position: Position) -> Found {
+        self.state.lock().ring.find(interest, position)
+    }
+
+    /// Oldest and newest position in memory: the first is `None` when no change is held, the
+    /// second until a writer has opened.
+    pub(super) fn ends(&self) -> (Option<Position>, Option<Position>) {
+        let state = self.state.lock();
+        (state.ring.first(), state.ring.newest())
+    }
+}
+
+/// What is counted of one source.
+pub(super) struct Meters {
+    pub(super) appended: Counter,
+    pub(super) durable: Counter,
+    pub(super) pending: Gauge,
+    pub(super) append_seconds: Histogram,
+    pub(super) append_errors: Counter,
+}
+
+impl Meters {
+    fn new(source: SourceId) -> Self {
+        let label = source.0.to_string();
+        Self {
+            appended: metrics::counter!("cadastre_log_appended_changes_total", "source" => label.clone()),
+            durable: metrics::counter!("cadastre_log_durable_changes_total", "source" => label.clone()),
+            pending: metrics::gauge!("cadastre_log_pending_bytes", "source" => label.clone()),
+            append_seconds: metrics::histogram!("cadastre_log_append_seconds", "source" => label.clone()),
+            append_errors: metrics::counter!("cadastre_log_append_errors_total", "source" => label),
+        }
+    }
+}
+
+impl std::fmt::Debug for Meters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meters")
+    }
+}
