@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod embedded;
+pub mod guard;
 pub mod log;
 pub mod pg;
 pub mod registry;

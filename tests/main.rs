@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test does not expect is a failed test")]
 
 mod embedded;
+mod guard;
 mod log;
 mod pg;
 mod registry;

@@ -1,0 +1,172 @@
+-- What the guard says, and to whom. Messages are JSON, read from the WAL by capture:
+--
+--   cadastre.violation  not transactional, so that it survives the abort that may follow:
+--                       {"v","verdict","dataset","op","owner","service","role","login","app",
+--                        "client","pid","xid","traceparent","at"}
+--   cadastre.writer     transactional: from here on in this transaction, changes of this dataset
+--                       are by this role: {"v","dataset","service","role","login","traceparent",
+--                        "reason"}
+--
+-- These functions run as cadastre, the only role that may emit messages. They can be called by
+-- anyone, so they look at who called them: the second line of the call stack must be the guard
+-- itself. The guard runs only as a trigger, and triggers with it are made by superusers only. A
+-- quotation mark in that line would mean a function whose name imitates it.
+
+CREATE OR REPLACE FUNCTION cadastre.called_by(stack text, caller text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE line text := split_part(stack, E'\n', 2);
+BEGIN
+  IF position('"' IN line) > 0 OR position(concat(' cadastre.', caller, '() ') IN line) = 0 THEN
+    RAISE EXCEPTION 'cadastre: only the guard can report writers and attempts'
+      USING ERRCODE = '42501';
+  END IF;
+END $$;
+
+-- The session's trace context if it is one (W3C Trace Context, version 00), else null.
+CREATE OR REPLACE FUNCTION cadastre.traceparent() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT t FROM current_setting('cadastre.traceparent', true) AS t
+  WHERE t ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
+$$;
+
+-- The service that a role writes for, by the group it is a member of; null for none.
+CREATE OR REPLACE FUNCTION cadastre.service_of(actor name, prefix text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT substr(g.rolname, length(prefix) + 1)
+  FROM pg_roles g
+  WHERE starts_with(g.rolname, prefix)
+    AND strpos(substr(g.rolname, length(prefix) + 1), '_') = 0
+    AND NOT pg_has_role(actor, 'cadastre_nobody', 'MEMBER')
+    AND pg_has_role(actor, g.oid, 'USAGE')
+  ORDER BY 1 LIMIT 1
+$$;
+
+-- Puts a message into the WAL, in UTF-8 whatever the database's encoding: nothing converts it later.
+-- It runs with its caller's rights, so that it is of use only to cadastre.
+CREATE OR REPLACE FUNCTION cadastre.emit(transactional boolean, kind text, body json) RETURNS pg_lsn
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  SELECT pg_logical_emit_message(transactional, concat('cadastre.', kind), convert_to(body::text, 'UTF8'))
+$$;
+
+-- Reports an attempt. Assigning a transaction id first makes its abort flush the message.
+CREATE OR REPLACE FUNCTION cadastre.report(
+  verdict text, dataset text, op text, owner text, service text, actor name
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE xid xid8 := pg_current_xact_id();
+BEGIN
+  PERFORM cadastre.emit(false, 'violation', json_build_object(
+    'v', 1, 'verdict', verdict, 'dataset', dataset, 'op', op, 'owner', owner, 'service', service,
+    'role', actor, 'login', session_user, 'app', nullif(current_setting('application_name'), ''),
+    'client', host(inet_client_addr()), 'pid', pg_backend_pid(), 'xid', xid::text,
+    'traceparent', cadastre.traceparent(), 'at', clock_timestamp()));
+END $$;
+
+-- What the guard does once a statement is not simply the owner's: see 03_guard.sql for when.
+CREATE OR REPLACE FUNCTION cadastre.note(
+  dataset text, owner text, owner_role name, mode text, op text,
+  in_schema name, in_table name, actor name
+) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  stack   text;
+  trace   text := cadastre.traceparent();
+  marker  text := coalesce(current_setting('cadastre.marker', true), '');
+  key     text;
+  verdict text;
+  service text;
+BEGIN
+  GET DIAGNOSTICS stack = PG_CONTEXT;
+  PERFORM cadastre.called_by(stack, 'guard');
+  key := concat('|', actor, ':', pg_current_xact_id(), ':', dataset, ':', trace, '|');
+
+  IF pg_has_role(actor, 'cadastre_nobody', 'MEMBER') THEN
+    verdict := 'privileged';
+  ELSIF pg_has_role(actor, owner_role, 'USAGE') THEN
+    -- The owner, with a trace context or after somebody else in the same transaction. Once is
+    -- enough until somebody else writes this dataset; a savepoint's rollback takes back both the
+    -- message and the setting.
+    IF position(key IN marker) = 0 THEN
+      PERFORM cadastre.emit(true, 'writer', json_build_object(
+        'v', 1, 'dataset', dataset, 'service', owner, 'role', actor, 'login', session_user,
+        'traceparent', trace, 'reason', 'trace'));
+      PERFORM set_config('cadastre.marker', concat(right(marker, 2000), key), true);
+    END IF;
+    RETURN true;
+  ELSE
+    verdict := CASE mode WHEN 'observe' THEN 'observed' ELSE 'rejected' END;
+    service := cadastre.service_of(actor, left(owner_role, -length(owner)));
+  END IF;
+
+  PERFORM cadastre.report(verdict, dataset, op, owner, service, actor);
+  IF verdict = 'rejected' THEN
+    RAISE EXCEPTION USING ERRCODE = '42501', SCHEMA = in_schema, TABLE = in_table,
+      MESSAGE = format('cadastre: %s on table "%s.%s" rejected: it is owned by service "%s"; caller is %s',
+        op, in_schema, in_table, owner, cadastre.caller(service, actor)),
+      DETAIL = format('Dataset "%s" is in enforce mode. The attempt has been recorded.', dataset),
+      HINT = format('Ask service "%s" for an API, or subscribe to the feed of "%s".', owner, dataset);
+  END IF;
+  -- Each statement, not only the first: what a session could set to hide its name is not trusted.
+  PERFORM cadastre.emit(true, 'writer', json_build_object(
+    'v', 1, 'dataset', dataset, 'service', service, 'role', actor, 'login', session_user,
+    'traceparent', trace, 'reason', verdict));
+  PERFORM set_config('cadastre.marker', key, true);
+  RETURN true;
+END $$;
+
+-- Names a caller in an error.
+CREATE OR REPLACE FUNCTION cadastre.caller(service text, actor name) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT concat(CASE WHEN service IS NULL THEN 'no registered service'
+                     ELSE format('service "%s"', service) END,
+                format(' (role "%s", login "%s")', actor, session_user))
+$$;
+
+-- What the DDL guard does with one command on one table: nothing if it is not governed, or if this
+-- transaction installs guards.
+CREATE OR REPLACE FUNCTION cadastre.note_ddl(rel oid, op text, object text, actor name)
+RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  stack   text;
+  d       cadastre.dataset;
+  verdict text;
+  service text;
+BEGIN
+  GET DIAGNOSTICS stack = PG_CONTEXT;
+  PERFORM cadastre.called_by(stack, 'ddl_guard');
+  SELECT * INTO d FROM cadastre.dataset WHERE relid = rel;
+  IF NOT FOUND
+     OR EXISTS (SELECT FROM cadastre.installing WHERE xid = pg_current_xact_id_if_assigned()) THEN
+    RETURN true;
+  END IF;
+  IF pg_has_role(actor, 'cadastre_nobody', 'MEMBER') THEN
+    verdict := 'privileged';
+  ELSIF NOT pg_has_role(actor, d.owner_role, 'USAGE') THEN
+    verdict := CASE d.mode WHEN 'observe' THEN 'observed' ELSE 'rejected' END;
+    service := cadastre.service_of(actor, left(d.owner_role, -length(d.owner)));
+  ELSIF EXISTS (SELECT FROM pg_class WHERE oid = rel) AND NOT EXISTS (
+      SELECT FROM pg_trigger WHERE tgrelid = rel AND tgname = '_cadastre_guard' AND tgenabled = 'A') THEN
+    -- The owner may change its table, but not switch off what protects it.
+    PERFORM cadastre.report('rejected', d.name, op, d.owner, d.owner, actor);
+    RAISE EXCEPTION USING ERRCODE = '42501',
+      MESSAGE = format('cadastre: %s on %s rejected: it would switch off the guard of dataset "%s"', op, object, d.name),
+      HINT = 'Change the mode of the dataset instead.';
+  ELSE
+    RETURN true;
+  END IF;
+  PERFORM cadastre.report(verdict, d.name, op, d.owner, service, actor);
+  IF verdict = 'rejected' THEN
+    RAISE EXCEPTION USING ERRCODE = '42501',
+      MESSAGE = format('cadastre: %s on %s rejected: dataset "%s" is owned by service "%s"; caller is %s',
+        op, object, d.name, d.owner, cadastre.caller(service, actor)),
+      DETAIL = format('Dataset "%s" is in enforce mode. The attempt has been recorded.', d.name),
+      HINT = format('Propose the change to service "%s".', d.owner);
+  END IF;
+  RETURN true;
+END $$;
+
+DO $$
+DECLARE f regprocedure;
+BEGIN
+  FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'cadastre'::regnamespace LOOP
+    EXECUTE format('ALTER FUNCTION %s OWNER TO cadastre', f);
+  END LOOP;
+END $$;

@@ -1,0 +1,109 @@
+//! What a source should hold once mutations are applied: pure, from the registry's snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::registry::{GuardState, Mutation, Snapshot};
+use crate::vocab::{DatasetName, Mode, RoleName, ServiceName, SourceName};
+
+/// A dataset as it should be guarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Guarded {
+    /// The one service that may write it.
+    pub(super) owner: ServiceName,
+    /// What happens to others' writes.
+    pub(super) mode: Mode,
+    /// Columns that facts were declared about.
+    pub(super) columns: Vec<String>,
+}
+
+/// A source as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Desired {
+    /// Its connection string, unresolved.
+    pub(super) url: String,
+    /// The roles of each service; a service that owns something here has an entry even without any.
+    pub(super) roles: BTreeMap<ServiceName, BTreeSet<RoleName>>,
+    /// What is guarded.
+    pub(super) datasets: BTreeMap<DatasetName, Guarded>,
+}
+
+/// What each source should be once `mutations` are applied, and which of them are touched.
+pub(super) fn desired(
+    snapshot: &Snapshot,
+    mutations: &[Mutation],
+) -> (BTreeMap<SourceName, Desired>, BTreeSet<SourceName>) {
+    let mut sources = present(snapshot);
+    let mut touched = BTreeSet::new();
+    for mutation in mutations {
+        if let Mutation::SourcePut { name, url } = mutation {
+            let source = sources.entry(name.clone()).or_default();
+            if source.url != *url {
+                source.url.clone_from(url);
+                touched.insert(name.clone());
+            }
+        }
+    }
+    for mutation in mutations {
+        match mutation {
+            Mutation::ServicePut { name, roles, .. } => {
+                for (source_name, source) in &mut sources {
+                    let wanted: BTreeSet<RoleName> =
+                        roles.get(source_name).into_iter().flatten().cloned().collect();
+                    let had = source.roles.get(name).cloned().unwrap_or_default();
+                    if wanted != had {
+                        touched.insert(source_name.clone());
+                        source.roles.insert(name.clone(), wanted);
+                    }
+                }
+            }
+            Mutation::DatasetPut { name, owner, mode, columns, .. } => {
+                let Some(source) = sources.get_mut(name.source()) else { continue };
+                let columns = columns.keys().cloned().collect();
+                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns };
+                source.roles.entry(owner.clone()).or_default();
+                let pending = snapshot
+                    .datasets
+                    .get(name)
+                    .is_none_or(|dataset| dataset.guard == GuardState::Pending);
+                if source.datasets.insert(name.clone(), wanted.clone()) != Some(wanted) || pending {
+                    touched.insert(name.source().clone());
+                }
+            }
+            Mutation::SourcePut { .. } | Mutation::SubscriptionPut(_) => {}
+        }
+    }
+    (sources, touched)
+}
+
+/// What each source should be now.
+fn present(snapshot: &Snapshot) -> BTreeMap<SourceName, Desired> {
+    let mut sources: BTreeMap<SourceName, Desired> = snapshot
+        .sources
+        .values()
+        .map(|source| {
+            let desired = Desired { url: source.url.clone(), ..Desired::default() };
+            (source.name.clone(), desired)
+        })
+        .collect();
+    for service in snapshot.services.values() {
+        for (source, roles) in &service.roles {
+            if let Some(source) = sources.get_mut(source) {
+                source.roles.insert(service.name.clone(), roles.iter().cloned().collect());
+            }
+        }
+    }
+    for dataset in snapshot.datasets.values() {
+        if let Some(source) = sources.get_mut(dataset.name.source()) {
+            source.roles.entry(dataset.owner.clone()).or_default();
+            source.datasets.insert(
+                dataset.name.clone(),
+                Guarded {
+                    owner: dataset.owner.clone(),
+                    mode: dataset.mode,
+                    columns: dataset.columns.keys().cloned().collect(),
+                },
+            );
+        }
+    }
+    sources
+}

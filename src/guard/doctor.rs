@@ -1,0 +1,211 @@
+//! What a source has and what it needs, each with the statement that mends it.
+
+use serde::Serialize;
+
+use super::desired::Desired;
+use super::preflight;
+use crate::pg::{Connection, Error, quote_ident};
+use crate::vocab::SourceName;
+
+/// One thing examined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// What was looked at.
+    pub check: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// The statement that mends it, where there is one.
+    pub mend: Option<String>,
+}
+
+/// The settings and the room that capture and guard need.
+const SERVER: &str = "
+    SELECT current_setting('wal_level'),
+      (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_user::text,
+      current_setting('max_replication_slots')::int
+        - (SELECT count(*)::int FROM pg_replication_slots),
+      current_setting('max_wal_senders')::int
+        - (SELECT count(*)::int FROM pg_stat_replication),
+      NOT EXISTS (
+        SELECT FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+        WHERE p.proname = 'pg_logical_emit_message' AND a.grantee = 0),
+      (SELECT count(*)::int FROM pg_event_trigger
+        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop') AND evtenabled = 'A')";
+
+/// The slot, if there is one.
+const SLOT: &str = "
+    SELECT active, coalesce(wal_status, 'unknown'),
+      pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)),
+      pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn))
+    FROM pg_replication_slots WHERE slot_name = $1";
+
+/// Logins that belong to more than one service.
+const SHARED: &str = "
+    SELECT m.rolname::text, string_agg(g.rolname::text, ', ' ORDER BY g.rolname)
+    FROM pg_roles m JOIN pg_roles g ON g.rolname = ANY ($1) AND pg_has_role(m.oid, g.oid, 'USAGE')
+    WHERE m.rolcanlogin AND NOT m.rolsuper GROUP BY m.rolname HAVING count(*) > 1 ORDER BY 1";
+
+/// Whether the guard stands on a table and everything below, and the table is published.
+const GUARDED: &str = "
+    WITH RECURSIVE tree (oid) AS (
+      SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname = $1 AND c.relname = $2
+      UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+    SELECT
+      coalesce((SELECT string_agg(tree.oid::regclass::text, ', ') FROM tree
+        WHERE NOT EXISTS (SELECT FROM pg_trigger t
+          WHERE t.tgrelid = tree.oid AND t.tgname = '_cadastre_guard' AND t.tgenabled = 'A')), ''),
+      EXISTS (SELECT FROM pg_publication_tables
+        WHERE pubname = $3 AND schemaname = $1 AND tablename = $2)";
+
+/// Examines the source behind `client`.
+///
+/// # Errors
+/// When it fails to answer.
+pub(super) async fn examine(
+    client: &Connection,
+    source: &SourceName,
+    desired: &Desired,
+) -> Result<Vec<Need>, Error> {
+    let mut needs = server(client).await?;
+    needs.push(slot(client, source).await?);
+    for refusal in preflight::refusals(client, source, desired).await? {
+        // What the server lacks is listed above, with what it has.
+        if refusal.kind != "source" {
+            let Some((found, mend)) = refusal.message.split_once(": ") else { continue };
+            let check = format!("{} {}", refusal.kind, refusal.name);
+            needs.push(Need {
+                check,
+                ok: false,
+                found: found.to_owned(),
+                mend: Some(mend.to_owned()),
+            });
+        }
+    }
+    let groups: Vec<String> = desired.roles.keys().map(|name| source.owner_role(name)).collect();
+    for row in client.query(SHARED, &[&groups]).await? {
+        let (login, groups): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        needs.push(Need {
+            check: format!("role {login} serves one service"),
+            ok: false,
+            found: format!("it can write as {groups}"),
+            mend: Some(format!(
+                "give each service a login of its own, and REVOKE one of {groups} FROM {}",
+                quote_ident(&login)
+            )),
+        });
+    }
+    for name in desired.datasets.keys() {
+        let publication = source.publication();
+        let row = client.query_one(GUARDED, &[&name.schema(), &name.table(), &publication]).await?;
+        let (bare, published): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+        needs.push(Need {
+            check: format!("dataset {name} is guarded"),
+            ok: bare.is_empty(),
+            found: if bare.is_empty() { "yes".to_owned() } else { format!("no guard on {bare}") },
+            mend: (!bare.is_empty())
+                .then(|| "installed again within 30 s while the server runs".to_owned()),
+        });
+        let table = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
+        needs.push(Need {
+            check: format!("dataset {name} is published"),
+            ok: published,
+            found: if published { "yes" } else { "no" }.to_owned(),
+            mend: (!published).then(|| {
+                format!(
+                    "ALTER PUBLICATION {} ADD TABLE {table}",
+                    quote_ident(&source.publication())
+                )
+            }),
+        });
+    }
+    Ok(needs)
+}
+
+/// Settings, privileges and room.
+async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
+    let version = preflight::version(client).await?;
+    let row = client.query_one(SERVER, &[]).await?;
+    let (wal_level, superuser, role): (String, bool, String) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let (slots, senders): (i32, i32) = (row.try_get(3)?, row.try_get(4)?);
+    let (emit_closed, event_triggers): (bool, i32) = (row.try_get(5)?, row.try_get(6)?);
+    let need = |check: &str, ok: bool, found: String, mend: &str| Need {
+        check: check.to_owned(),
+        ok,
+        found,
+        mend: (!ok).then(|| mend.to_owned()),
+    };
+    Ok(vec![
+        need(
+            "PostgreSQL 14 to 18",
+            (140_000..190_000).contains(&version),
+            (version / 10_000).to_string(),
+            "upgrade PostgreSQL",
+        ),
+        need(
+            "wal_level is logical",
+            wal_level == "logical",
+            wal_level,
+            "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL",
+        ),
+        need(
+            "the declared role is a superuser",
+            superuser,
+            format!("{role} is {}", if superuser { "one" } else { "none" }),
+            &format!("ALTER ROLE {} SUPERUSER, or declare another role", quote_ident(&role)),
+        ),
+        need(
+            "a replication slot is free or ours",
+            slots > 0,
+            format!("{slots} free"),
+            "ALTER SYSTEM SET max_replication_slots = 20, then restart PostgreSQL",
+        ),
+        need(
+            "a walsender is free or ours",
+            senders > 0,
+            format!("{senders} free"),
+            "ALTER SYSTEM SET max_wal_senders = 20, then restart PostgreSQL",
+        ),
+        need(
+            "only the guard can emit logical messages",
+            emit_closed,
+            if emit_closed { "yes" } else { "anyone can" }.to_owned(),
+            "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text), \
+             pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC",
+        ),
+        need(
+            "commands on governed tables are guarded",
+            event_triggers == 2,
+            format!("{event_triggers} of 2 event triggers stand"),
+            "installed with the first dataset; ALTER EVENT TRIGGER cadastre_ddl ENABLE ALWAYS; \
+             ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS",
+        ),
+    ])
+}
+
+/// The slot and what it holds back.
+async fn slot(client: &Connection, source: &SourceName) -> Result<Need, Error> {
+    let name = source.slot();
+    let check = format!("slot {name} streams");
+    let Some(row) = client.query_opt(SLOT, &[&name]).await? else {
+        let mend = Some("made when the server captures the source: is it running?".to_owned());
+        return Ok(Need { check, ok: false, found: "there is none".to_owned(), mend });
+    };
+    let (active, status): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+    let (retained, behind): (Option<String>, Option<String>) = (row.try_get(2)?, row.try_get(3)?);
+    let state = if active { "active" } else { "not active" };
+    let ok = active && status != "lost";
+    Ok(Need {
+        check,
+        ok,
+        found: format!(
+            "{state}, WAL {status}, {} retained, {} not confirmed",
+            retained.as_deref().unwrap_or("nothing"),
+            behind.as_deref().unwrap_or("nothing")
+        ),
+        mend: (!ok).then(|| "see /readyz for what keeps it from streaming".to_owned()),
+    })
+}

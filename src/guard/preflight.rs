@@ -1,0 +1,167 @@
+//! What must hold in a source before anything is changed there: every obstacle, at once, with the
+//! statement that mends it.
+
+use super::Refusal;
+use super::desired::Desired;
+use crate::pg::{Connection, Error, quote_ident};
+use crate::vocab::{DatasetName, SourceName};
+
+/// Oldest and first unsupported `server_version_num`.
+const VERSIONS: std::ops::Range<i32> = 140_000..190_000;
+
+/// The table behind a dataset, and whether its rows can be told apart in the WAL.
+const TABLE: &str = "
+    SELECT c.oid, c.relkind::text, c.relpersistence::text,
+      CASE c.relreplident
+        WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+        WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+        ELSE c.relreplident = 'f' END AS identified,
+      ARRAY(SELECT a.attname::text FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2";
+
+/// Leaf partitions of a table whose rows cannot be told apart.
+const PARTITIONS: &str = "
+    SELECT t.relid::regclass::text
+    FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid
+    WHERE t.isleaf AND t.level > 0 AND NOT CASE c.relreplident
+      WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+      WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+      ELSE c.relreplident = 'f' END
+    ORDER BY 1";
+
+/// A role, as far as the guard can hold it.
+const ROLE: &str = "SELECT rolinherit FROM pg_roles WHERE rolname = $1";
+
+/// What stands in the way of `desired` in the source behind `client`.
+///
+/// # Errors
+/// When the source fails to answer.
+pub(super) async fn refusals(
+    client: &Connection,
+    source: &SourceName,
+    desired: &Desired,
+) -> Result<Vec<Refusal>, Error> {
+    let mut found = server(client, source).await?;
+    let version = version(client).await?;
+    for (service, roles) in &desired.roles {
+        for role in roles {
+            let refuse = |message| Refusal { kind: "service", name: service.to_string(), message };
+            match client.query_opt(ROLE, &[&role.as_str()]).await? {
+                None => found.push(refuse(format!(
+                    "role \"{role}\" does not exist in source \"{source}\"; there: CREATE ROLE {} LOGIN",
+                    quote_ident(role.as_str())
+                ))),
+                Some(row) if version < 160_000 && !row.try_get::<_, bool>(0)? => {
+                    found.push(refuse(format!(
+                        "role \"{role}\" in source \"{source}\" does not inherit, so it would not count \
+                         as its service before PostgreSQL 16; there: ALTER ROLE {} INHERIT",
+                        quote_ident(role.as_str())
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    for (name, dataset) in &desired.datasets {
+        let messages = table(client, name, &dataset.columns).await?;
+        found.extend(messages.into_iter().map(|message| Refusal {
+            kind: "dataset",
+            name: name.to_string(),
+            message,
+        }));
+    }
+    Ok(found)
+}
+
+/// `server_version_num`.
+pub(super) async fn version(client: &Connection) -> Result<i32, Error> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// What stands in the way on the server's side.
+async fn server(client: &Connection, source: &SourceName) -> Result<Vec<Refusal>, Error> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version'), current_setting('wal_level'), rolsuper, \
+             pg_is_in_recovery() FROM pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await?;
+    let (wal_level, superuser): (&str, bool) = (row.try_get(1)?, row.try_get(2)?);
+    let mut messages = Vec::new();
+    if !VERSIONS.contains(&version(client).await?) {
+        messages.push(format!(
+            "PostgreSQL {} is not supported: expected 14 to 18",
+            row.try_get::<_, &str>(0)?
+        ));
+    }
+    if wal_level != "logical" {
+        messages.push(format!(
+            "wal_level is {wal_level}; expected logical: ALTER SYSTEM SET wal_level = 'logical', then restart"
+        ));
+    }
+    if !superuser {
+        messages.push(
+            "the declared role is not a superuser: installing guards needs event triggers and group \
+             roles, which take one"
+                .to_owned(),
+        );
+    }
+    if row.try_get(3)? {
+        messages.push("this server is a standby: declare its primary".to_owned());
+    }
+    let refuse = |message| Refusal { kind: "source", name: source.to_string(), message };
+    Ok(messages.into_iter().map(refuse).collect())
+}
+
+/// What stands in the way of governing one table.
+pub(super) async fn table(
+    client: &Connection,
+    name: &DatasetName,
+    columns: &[String],
+) -> Result<Vec<String>, Error> {
+    let quoted = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
+    let Some(row) = client.query_opt(TABLE, &[&name.schema(), &name.table()]).await? else {
+        return Ok(vec![format!(
+            "table {quoted} does not exist in source \"{}\"; create it first, or correct the name \
+             (upper and lower case count)",
+            name.source()
+        )]);
+    };
+    let (oid, kind, persistence): (u32, &str, &str) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    if !matches!(kind, "r" | "p") {
+        return Ok(vec![format!(
+            "{quoted} is not a table; only ordinary and partitioned tables can be governed"
+        )]);
+    }
+    let mut messages = Vec::new();
+    if persistence != "p" {
+        messages.push(format!(
+            "{quoted} is not written to the WAL, so its changes cannot be captured: ALTER TABLE {quoted} SET LOGGED"
+        ));
+    }
+    let unidentified = "has no replica identity, so once published its owner's UPDATE and DELETE would fail: \
+        add a primary key, or";
+    if !row.try_get::<_, bool>(3)? {
+        messages
+            .push(format!("{quoted} {unidentified} ALTER TABLE {quoted} REPLICA IDENTITY FULL"));
+    }
+    if kind == "p" {
+        for row in client.query(PARTITIONS, &[&oid]).await? {
+            let partition: &str = row.try_get(0)?;
+            messages.push(format!(
+                "its partition {partition} {unidentified} ALTER TABLE {partition} REPLICA IDENTITY FULL"
+            ));
+        }
+    }
+    let present: Vec<String> = row.try_get(4)?;
+    for column in columns.iter().filter(|column| !present.contains(column)) {
+        messages
+            .push(format!("{quoted} has no column \"{column}\"; it has {}", present.join(", ")));
+    }
+    Ok(messages)
+}
