@@ -9,6 +9,7 @@
 //!
 //! `ARCHITECTURE.md` has the drawing and an invariant for each room.
 
+pub mod capture;
 pub mod config;
 pub mod embedded;
 pub mod guard;

@@ -1,0 +1,410 @@
+//! Messages to transactions to encoded changes with their positions and writers.
+//!
+//! The [`Assembler`] is a synchronous state machine: bytes of one message go in, encoded changes go
+//! to a [`Sink`], and what the service has to act on comes out as an [`Output`]. Nothing is
+//! buffered but what is known of tables, types and the open transaction's writers: protocol 1 sends
+//! a transaction whole and only once it has committed, without what savepoints rolled back.
+//!
+//! ```text
+//!            Begin                    Commit
+//!   outside ───────► in a transaction ──────► outside        anything else out of place: an error
+//!     │ ▲ Relation, Type, Origin       │ ▲ Insert, Update, Delete, Truncate, Relation, Type,
+//!     └─┘ Logical (not transactional)  └─┘ Origin, Logical
+//! ```
+//!
+//! Invariants: the ordinal counts every row change and every truncated table of a transaction,
+//! governed or not, so that a change has the same position whenever it is read; changes up to the
+//! position already seen are counted but not pushed.
+//!
+//! A change without a message of the guard was written by the dataset's owner: in enforce mode
+//! nobody else could. A message names the writer of the changes of its dataset that follow in the
+//! transaction, until the next one.
+
+mod error;
+
+pub use error::AssembleError;
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use super::attribute::{self, Reason, ViolationMessage, WriterMessage};
+use super::catalog::Types;
+use super::decode::{Message, Old, Relation, Truncate, Tuple, decode};
+use super::envelope::{Event, Rows, TransactionParts, writer_part};
+use super::relation::{Database, PreparedRelation, Table, is_verified};
+use crate::log::BatchBuilder;
+use crate::registry::{NewViolation, Snapshot};
+use crate::vocab::{
+    DatasetId, DatasetName, Epoch, Lsn, Op, Position, RoleName, ServiceName, SourceId, SourceName,
+    Writer,
+};
+
+/// Transactions, datasets and roles remembered to report each only once; more at the same time are
+/// reported again now and then, which loses nothing.
+const LET_THROUGH_MAX: usize = 256;
+
+/// Takes encoded changes, in the order of their positions.
+pub trait Sink {
+    /// Takes one change; `encode` appends its one JSON object without a line break.
+    fn push(
+        &mut self,
+        position: Position,
+        dataset: DatasetId,
+        op: Op,
+        encode: impl FnOnce(&mut Vec<u8>),
+    );
+}
+
+impl Sink for BatchBuilder {
+    fn push(
+        &mut self,
+        position: Position,
+        dataset: DatasetId,
+        op: Op,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let Ok(()) = Self::push(self, position, dataset, op, |out| {
+            encode(out);
+            Ok::<(), Infallible>(())
+        });
+    }
+}
+
+/// Where a stream comes from.
+#[derive(Debug, Clone)]
+pub struct StreamOrigin {
+    /// The source's number in the registry.
+    pub source_id: SourceId,
+    /// The source's name.
+    pub source: SourceName,
+    /// The name of the database itself.
+    pub database: String,
+    /// The generation of the slot.
+    pub epoch: Epoch,
+}
+
+/// What the service has to act on after a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Output {
+    /// Nothing.
+    Nothing,
+    /// A table uses types that were not looked up yet. Look them up and hand them to
+    /// [`Assembler::learn`] before the next message; else their values are written as text.
+    TypesWanted(Vec<u32>),
+    /// The guard reports a violation.
+    Violation(Box<NewViolation>),
+    /// A transaction has ended.
+    Committed {
+        /// What may be confirmed once all changes pushed so far are durable.
+        end: Lsn,
+        /// How many changes it pushed.
+        pushed: u32,
+    },
+}
+
+/// What was found out about a described table.
+#[derive(Debug)]
+enum Resolution {
+    /// Nothing yet; the next change will ask.
+    Pending,
+    /// It is no dataset.
+    Ungoverned,
+    /// It is one.
+    Governed(PreparedRelation),
+}
+
+#[derive(Debug)]
+struct Described {
+    table: Table,
+    resolution: Resolution,
+}
+
+/// The transaction being read. Its buffers are kept from one to the next.
+#[derive(Debug, Default)]
+struct Transaction {
+    is_open: bool,
+    commit: Lsn,
+    ordinal: u32,
+    pushed: u32,
+    parts: TransactionParts,
+    /// The writers that messages named: what follows the position in an event.
+    marked: HashMap<DatasetId, Vec<u8>>,
+}
+
+impl Transaction {
+    fn next_ordinal(&mut self) -> Result<u32, AssembleError> {
+        let next = self.ordinal.checked_add(1);
+        self.ordinal = next.ok_or(AssembleError::TooManyChanges { commit: self.commit })?;
+        Ok(self.ordinal)
+    }
+}
+
+/// When and where a message was received.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    /// Its place in the WAL, for errors.
+    pub wal: Lsn,
+    /// The time, in milliseconds since 1970.
+    pub now_ms: i64,
+}
+
+/// Turns the messages of one connection into changes; make a new one for each connection.
+#[derive(Debug)]
+pub struct Assembler {
+    origin: StreamOrigin,
+    registry: Arc<Snapshot>,
+    /// Changes up to here are already in the log.
+    seen: Position,
+    types: Types,
+    tables: HashMap<u32, Described>,
+    transaction: Transaction,
+    /// The latest writes that were let through: transaction, dataset, role.
+    let_through: VecDeque<[String; 3]>,
+}
+
+impl Assembler {
+    /// Ready for the first message of a connection. Changes up to `seen` are not pushed again.
+    pub fn new(origin: StreamOrigin, registry: Arc<Snapshot>, seen: Position) -> Self {
+        Self {
+            origin,
+            registry,
+            seen,
+            types: Types::new(),
+            tables: HashMap::new(),
+            transaction: Transaction::default(),
+            let_through: VecDeque::new(),
+        }
+    }
+
+    /// Whether a transaction is open: then nothing beyond what was confirmed may be.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_open
+    }
+
+    /// From here on datasets, owners and roles are those of this snapshot.
+    pub fn registry_changed(&mut self, registry: Arc<Snapshot>) {
+        self.registry = registry;
+        self.forget_resolutions();
+    }
+
+    /// Takes over the types an [`Output::TypesWanted`] asked for.
+    pub fn learn(&mut self, types: Types) {
+        self.types.merge(types);
+        self.forget_resolutions();
+    }
+
+    fn forget_resolutions(&mut self) {
+        for described in self.tables.values_mut() {
+            described.resolution = Resolution::Pending;
+        }
+    }
+
+    /// Takes one message of pgoutput.
+    ///
+    /// # Errors
+    /// When the bytes are no message, or not one that may stand here. The assembler is of no more
+    /// use then; what was pushed before remains valid.
+    pub fn feed(
+        &mut self,
+        received: Received,
+        bytes: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<Output, AssembleError> {
+        let wal = received.wal;
+        let message = decode(bytes).map_err(|cause| AssembleError::Decode { wal, cause })?;
+        match message {
+            Message::Begin { final_lsn, committed, xid } => {
+                if self.transaction.is_open {
+                    return out_of_order(wal, "a transaction begins inside another");
+                }
+                self.transaction.parts.begin(self.origin.epoch, final_lsn, xid, committed);
+                self.transaction.is_open = true;
+                self.transaction.commit = final_lsn;
+                self.transaction.ordinal = 0;
+                self.transaction.pushed = 0;
+                self.transaction.marked.clear();
+            }
+            Message::Commit { lsn, end, .. } => {
+                if !self.transaction.is_open || lsn != self.transaction.commit {
+                    return out_of_order(wal, "a commit of a transaction that did not begin");
+                }
+                self.transaction.is_open = false;
+                return Ok(Output::Committed { end, pushed: self.transaction.pushed });
+            }
+            Message::Insert { relation, new } => {
+                let rows = Rows { old: None, new: Some(new) };
+                self.change(received, relation, Op::Create, rows, sink)?;
+            }
+            Message::Update { relation, old, new } => {
+                let rows = Rows { old, new: Some(new) };
+                self.change(received, relation, Op::Update, rows, sink)?;
+            }
+            Message::Delete { relation, old } => {
+                let rows = Rows { old: Some(old), new: None };
+                self.change(received, relation, Op::Delete, rows, sink)?;
+            }
+            Message::Truncate(truncate) => self.truncate(received, truncate, sink)?,
+            Message::Relation(relation) => return Ok(self.describe(&relation)),
+            Message::Logical { transactional: true, prefix, content, .. } => {
+                if !self.transaction.is_open {
+                    return out_of_order(wal, "a transactional message outside a transaction");
+                }
+                match prefix {
+                    attribute::WRITER => self.mark_writer(content),
+                    attribute::OWNERSHIP => {}
+                    _ => ignore("unknown"),
+                }
+            }
+            Message::Logical { transactional: false, lsn, prefix, content } => {
+                if prefix == attribute::VIOLATION {
+                    return Ok(self.violation(lsn, content));
+                }
+                ignore("unknown");
+            }
+            Message::Origin { .. } | Message::Type { .. } => {}
+        }
+        Ok(Output::Nothing)
+    }
+
+    fn describe(&mut self, relation: &Relation<'_>) -> Output {
+        let table = Table::new(relation);
+        let mut wanted: Vec<u32> = table.types().filter(|oid| !self.types.knows(*oid)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let resolution = Resolution::Pending;
+        self.tables.insert(relation.oid, Described { table, resolution });
+        if wanted.is_empty() { Output::Nothing } else { Output::TypesWanted(wanted) }
+    }
+
+    fn truncate(
+        &mut self,
+        received: Received,
+        truncate: Truncate<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<(), AssembleError> {
+        for relation in truncate.relations() {
+            let rows = Rows { old: None, new: None };
+            self.change(received, relation, Op::Truncate, rows, sink)?;
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        Received { wal, now_ms }: Received,
+        oid: u32,
+        op: Op,
+        rows: Rows<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<(), AssembleError> {
+        if !self.transaction.is_open {
+            return out_of_order(wal, "a change outside a transaction");
+        }
+        let ordinal = self.transaction.next_ordinal()?;
+        let position = Position::new(self.origin.epoch, self.transaction.commit, ordinal);
+        let described =
+            self.tables.get_mut(&oid).ok_or(AssembleError::UnknownRelation { wal, oid })?;
+        if position <= self.seen {
+            return Ok(());
+        }
+        if matches!(described.resolution, Resolution::Pending) {
+            described.resolution =
+                resolve(&described.table, &self.origin, &self.registry, &self.types);
+        }
+        let Resolution::Governed(relation) = &described.resolution else { return Ok(()) };
+        if !tuples(rows).all(|tuple| relation.fits(tuple)) {
+            let Table { schema, name, .. } = &described.table;
+            let (schema, table) = (schema.clone(), name.clone());
+            return Err(AssembleError::Columns { wal, schema, table });
+        }
+        let transaction = &self.transaction;
+        let marked = transaction.marked.get(&relation.dataset);
+        let writer = marked.unwrap_or(&relation.owner_part);
+        let event =
+            Event { relation, transaction: &transaction.parts, ordinal, op, rows, now_ms, writer };
+        sink.push(position, relation.dataset, op, |out| event.write(out));
+        self.transaction.pushed += 1;
+        Ok(())
+    }
+
+    /// Notes who writes a dataset from here on.
+    fn mark_writer(&mut self, content: &[u8]) {
+        let Some(message) = attribute::parse::<WriterMessage>(content) else {
+            return ignore("malformed");
+        };
+        let dataset = message.dataset.parse::<DatasetName>();
+        let Some(dataset) = dataset.ok().and_then(|name| self.registry.datasets.get(&name)) else {
+            return ignore("unknown dataset");
+        };
+        let service = self.service(&message.role, message.service.as_deref());
+        let writer = Writer {
+            // Whoever is let through as the owner is the owner, registered or not.
+            service: service
+                .or_else(|| (message.reason == Reason::Trace).then(|| dataset.owner.clone())),
+            role: Some(message.role),
+            verified: is_verified(dataset),
+        };
+        let trace = attribute::trace(message.traceparent.as_deref());
+        self.transaction.marked.insert(dataset.id, writer_part(&writer, trace.as_ref()));
+    }
+
+    /// Every rejected attempt is a violation; what was let through is one once for each
+    /// transaction, dataset and role, however many statements it took.
+    fn violation(&mut self, lsn: Lsn, content: &[u8]) -> Output {
+        let Some(message) = attribute::parse::<ViolationMessage>(content) else {
+            ignore("malformed");
+            return Output::Nothing;
+        };
+        if let Some(passed) = message.let_through() {
+            if self.let_through.contains(&passed) {
+                return Output::Nothing;
+            }
+            if self.let_through.len() == LET_THROUGH_MAX {
+                self.let_through.pop_front();
+            }
+            self.let_through.push_back(passed);
+        }
+        let service = self.service(&message.role, message.service.as_deref());
+        let service = service.map(|service| service.as_str().to_owned());
+        let at = (self.origin.source_id, self.origin.epoch, lsn);
+        Output::Violation(Box::new(message.into_report(at, service)))
+    }
+
+    /// The service of a role: as registered, else as the source knows it.
+    fn service(&self, role: &str, said: Option<&str>) -> Option<ServiceName> {
+        let registered = role.parse::<RoleName>().ok().and_then(|role| {
+            self.registry.service_by_role.get(&(self.origin.source.clone(), role)).cloned()
+        });
+        registered.or_else(|| said?.parse().ok())
+    }
+}
+
+fn resolve(table: &Table, origin: &StreamOrigin, registry: &Snapshot, types: &Types) -> Resolution {
+    let name = DatasetName::new(&origin.source, &table.schema, &table.name);
+    let Some(dataset) = name.ok().and_then(|name| registry.datasets.get(&name)) else {
+        return Resolution::Ungoverned;
+    };
+    let database = Database { source: &origin.source, database: &origin.database };
+    Resolution::Governed(PreparedRelation::new(table, &database, dataset, types))
+}
+
+fn tuples(rows: Rows<'_>) -> impl Iterator<Item = Tuple<'_>> {
+    let old = rows.old.map(|old| match old {
+        Old::Key(tuple) | Old::Row(tuple) => tuple,
+    });
+    old.into_iter().chain(rows.new)
+}
+
+fn out_of_order<T>(wal: Lsn, problem: &'static str) -> Result<T, AssembleError> {
+    Err(AssembleError::OutOfOrder { wal, problem })
+}
+
+/// Counts a logical message that says nothing to us.
+fn ignore(reason: &'static str) {
+    metrics::counter!("cadastre_capture_messages_ignored_total", "reason" => reason).increment(1);
+}
+
+#[cfg(test)]
+mod tests;

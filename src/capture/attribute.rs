@@ -1,0 +1,167 @@
+//! What the guard says through logical messages: who wrote, and who was not allowed to.
+//!
+//! Messages are JSON with `"v":1`. One that cannot be read is no reason to stop: whatever may emit
+//! messages in a source could otherwise hold up its stream.
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use crate::registry::{NewViolation, Verdict};
+use crate::vocab::{Epoch, Lsn, SourceId, TraceParent};
+
+/// Prefix of the transactional message that names the writer of a dataset's next changes.
+pub(super) const WRITER: &[u8] = b"cadastre.writer";
+
+/// Prefix of the message that reports a violation; sent even when the transaction aborts.
+pub(super) const VIOLATION: &[u8] = b"cadastre.violation";
+
+/// Prefix of the transactional message that stands where a guard was installed. The registry
+/// already knows.
+pub(super) const OWNERSHIP: &[u8] = b"cadastre.ownership";
+
+/// Why a message names the writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reason {
+    /// The owner writes, in a trace.
+    Trace,
+    /// Another service writes and is let through.
+    Observed,
+    /// A superuser writes.
+    Privileged,
+}
+
+/// The writer of the changes of a dataset that follow in the transaction.
+#[derive(Debug, Deserialize)]
+pub(super) struct WriterMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    /// The dataset's name.
+    pub(super) dataset: String,
+    /// The role that writes.
+    pub(super) role: String,
+    /// The session's trace.
+    pub(super) traceparent: Option<String>,
+    /// Why this is said.
+    pub(super) reason: Reason,
+    /// The service as the source knows it.
+    pub(super) service: Option<String>,
+}
+
+/// An attempt by a service that is not the owner.
+#[derive(Debug, Deserialize)]
+pub(super) struct ViolationMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    verdict: Verdict,
+    dataset: String,
+    op: String,
+    /// The role that wrote.
+    pub(super) role: String,
+    login: String,
+    app: Option<String>,
+    client: Option<String>,
+    xid: Option<String>,
+    traceparent: Option<String>,
+    at: DateTime<Utc>,
+    /// The service as the source knows it.
+    pub(super) service: Option<String>,
+}
+
+impl ViolationMessage {
+    /// Transaction, dataset and role, if the write was let through.
+    pub(super) fn let_through(&self) -> Option<[String; 3]> {
+        let xid = self.xid.clone()?;
+        let passed = [xid, self.dataset.clone(), self.role.clone()];
+        (self.verdict != Verdict::Rejected).then_some(passed)
+    }
+
+    /// What is recorded of it.
+    pub(super) fn into_report(
+        self,
+        (source_id, epoch, lsn): (SourceId, Epoch, Lsn),
+        service: Option<String>,
+    ) -> NewViolation {
+        NewViolation {
+            source_id,
+            epoch,
+            lsn,
+            at: self.at,
+            verdict: self.verdict,
+            operation: self.op,
+            dataset: self.dataset,
+            service,
+            role: self.role,
+            login: self.login,
+            application: self.app,
+            client: self.client,
+            traceparent: trace(self.traceparent.as_deref()).map(|trace| trace.to_string()),
+        }
+    }
+}
+
+/// A trace context if it is one: sessions may set anything.
+pub(super) fn trace(text: Option<&str>) -> Option<TraceParent> {
+    text?.parse().ok()
+}
+
+/// Reads a message; `None` when it is not one of version 1.
+pub(super) fn parse<T: for<'de> Deserialize<'de>>(content: &[u8]) -> Option<T> {
+    serde_json::from_slice(content).ok()
+}
+
+/// The number 1 and no other.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "u32")]
+struct Version1;
+
+impl TryFrom<u32> for Version1 {
+    type Error = &'static str;
+
+    fn try_from(version: u32) -> Result<Self, Self::Error> {
+        if version == 1 { Ok(Self) } else { Err("expected version 1") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_the_guard_are_read() {
+        let writer: WriterMessage = parse(
+            br#"{"v":1,"dataset":"shop.public.orders","role":"orders_app","login":"orders_app",
+                 "traceparent":null,"reason":"trace"}"#,
+        )
+        .unwrap();
+        assert_eq!((writer.role.as_str(), writer.reason), ("orders_app", Reason::Trace));
+
+        for at in ["2026-11-24 04:55:47.123+00:00", "2026-11-24T04:55:47.123Z"] {
+            let message = format!(
+                r#"{{"v":1,"verdict":"rejected","dataset":"shop.public.orders","op":"INSERT",
+                "owner":"orders","role":"billing_app","login":"billing_app","app":"psql",
+                "client":null,"traceparent":"forged","xid":"741","pid":1,"at":"{at}"}}"#
+            );
+            let violation: ViolationMessage = parse(message.as_bytes()).unwrap();
+            let at = (SourceId(3), Epoch::FIRST, Lsn::new(9));
+            let report = violation.into_report(at, Some("billing".to_owned()));
+            assert_eq!(report.at.to_rfc3339(), "2026-11-24T04:55:47.123+00:00");
+            assert_eq!((report.verdict, report.operation.as_str()), (Verdict::Rejected, "INSERT"));
+            assert_eq!((report.traceparent, report.client), (None, None));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_message_of_version_1_is_none() {
+        for content in [
+            &b""[..],
+            b"\xff",
+            b"[]",
+            br#"{"dataset":"shop.public.orders","role":"r","reason":"trace"}"#,
+            br#"{"v":2,"dataset":"shop.public.orders","role":"r","reason":"trace"}"#,
+            br#"{"v":1,"dataset":"shop.public.orders","role":"r","reason":"whim"}"#,
+        ] {
+            assert!(parse::<WriterMessage>(content).is_none());
+        }
+    }
+}

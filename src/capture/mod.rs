@@ -1,0 +1,34 @@
+//! Capture: from a source's slot to encoded changes in the log.
+//!
+//! ```text
+//! stream ──► decode ──► assemble ──► relation, json, envelope ──► log
+//! socket     pgoutput   transactions,  one event, written from       │
+//!    ▲       messages   positions,     PostgreSQL's text             │
+//!    │                  writers                                      ▼
+//!    └──────────────── progress: only what is durable in the log ◄───┘
+//! ```
+//!
+//! Invariants: the slot is confirmed only up to what the log holds durably; a position depends on
+//! the WAL alone, so a replay repeats it and is dropped; what cannot be understood ends the session
+//! and is said in [`SourceStatus`], it is never skipped; each source is captured by itself and a
+//! broken one touches no other.
+//!
+//! Not here: who may write (the guard decides that, inside PostgreSQL), who reads (the feed).
+
+mod service;
+mod session;
+mod setup;
+mod stream;
+
+pub mod assemble;
+mod attribute;
+pub mod catalog;
+pub mod decode;
+pub mod envelope;
+mod error;
+pub mod json;
+mod relation;
+
+pub use envelope::CHANGE_SCHEMA;
+pub use error::Error;
+pub use service::{Captures, SourceStatus, State};

@@ -1,0 +1,122 @@
+//! What can be known of a table's events before its first row: everything but the values.
+//!
+//! A Relation message describes a table once; the [`Table`] keeps it. When the first change comes,
+//! table, dataset and types together become a [`PreparedRelation`]: names escaped, kinds
+//! resolved, and the parts of the event that are the same for all its changes written out.
+
+use super::catalog::Types;
+use super::decode::{Relation, Tuple};
+use super::envelope;
+use super::json::{Kind, label};
+use crate::registry::{Dataset, GuardState};
+use crate::vocab::{DatasetId, SourceName, Writer};
+
+/// A table as a Relation message described it.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// Its schema.
+    pub(super) schema: String,
+    /// Its name.
+    pub(super) name: String,
+    columns: Vec<TableColumn>,
+}
+
+#[derive(Debug)]
+struct TableColumn {
+    key: bool,
+    name: Box<[u8]>,
+    type_oid: u32,
+}
+
+impl Table {
+    /// Keeps what the message says.
+    pub(super) fn new(relation: &Relation<'_>) -> Self {
+        // The message leaves out the one schema that is always searched.
+        let schema = if relation.schema.is_empty() { b"pg_catalog" } else { relation.schema };
+        let columns = relation.columns().map(|column| TableColumn {
+            key: column.key,
+            name: column.name.into(),
+            type_oid: column.type_oid,
+        });
+        Self {
+            schema: String::from_utf8_lossy(schema).into_owned(),
+            name: String::from_utf8_lossy(relation.name).into_owned(),
+            columns: columns.collect(),
+        }
+    }
+
+    /// The types of its columns.
+    pub(super) fn types(&self) -> impl Iterator<Item = u32> {
+        self.columns.iter().map(|column| column.type_oid)
+    }
+}
+
+/// The database that a stream comes from, as events name it.
+#[derive(Debug, Clone)]
+pub(super) struct Database<'a> {
+    /// The source's name.
+    pub(super) source: &'a SourceName,
+    /// The name of the database itself.
+    pub(super) database: &'a str,
+}
+
+/// One column, ready to be written.
+#[derive(Debug)]
+pub(super) struct PreparedColumn {
+    /// `"name":`, escaped.
+    pub(super) label: Box<[u8]>,
+    /// How its values are written.
+    pub(super) kind: Kind,
+    /// Part of the replica identity.
+    pub(super) key: bool,
+}
+
+/// Whether the guard vouches for the writers of a dataset.
+pub(super) fn is_verified(dataset: &Dataset) -> bool {
+    dataset.guard == GuardState::Installed
+}
+
+/// The events of one dataset, ready but for the values.
+#[derive(Debug)]
+pub(super) struct PreparedRelation {
+    /// Its number.
+    pub(super) dataset: DatasetId,
+    /// In table order.
+    pub(super) columns: Box<[PreparedColumn]>,
+    /// From after the rows to before the commit's LSN.
+    pub(super) source_part: Vec<u8>,
+    /// From after the time to before the position.
+    pub(super) dataset_part: Vec<u8>,
+    /// The writer of a change that no message marks: the owner.
+    pub(super) owner_part: Vec<u8>,
+}
+
+impl PreparedRelation {
+    /// Brings together what is known of the table, its dataset and its types.
+    pub(super) fn new(
+        table: &Table,
+        database: &Database<'_>,
+        dataset: &Dataset,
+        types: &Types,
+    ) -> Self {
+        let columns = table.columns.iter().map(|column| PreparedColumn {
+            label: label(&column.name),
+            kind: types.kind(column.type_oid),
+            key: column.key,
+        });
+        let verified = is_verified(dataset);
+        let owner = Writer { service: Some(dataset.owner.clone()), role: None, verified };
+        Self {
+            dataset: dataset.id,
+            columns: columns.collect(),
+            source_part: envelope::source_part(database, table),
+            dataset_part: envelope::dataset_part(&dataset.name),
+            owner_part: envelope::writer_part(&owner, None),
+        }
+    }
+
+    /// Whether the row has as many columns as the table.
+    pub(super) fn fits(&self, tuple: Tuple<'_>) -> bool {
+        tuple.len() == self.columns.len()
+    }
+}

@@ -1,0 +1,235 @@
+//! One capture per registered source, started, restarted and stopped as the registry says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use metrics::{counter, gauge};
+use parking_lot::RwLock;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::session::Session;
+use super::{Error, session};
+use crate::config::{CaptureOptions, PostgresOptions};
+use crate::log::{Log, Writer};
+use crate::registry::{Registry, Source};
+use crate::task::Tasks;
+use crate::telemetry::ErrorChain;
+use crate::vocab::{Retry, SourceName};
+
+/// First pause before a source is tried again; it doubles up to the configured longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// Longest wait for a capture to end after it was told to.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How a source's capture stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum State {
+    /// Not yet streaming, nothing wrong yet.
+    Connecting,
+    /// Changes are read as they commit.
+    Streaming,
+    /// It does not stream; it is tried again.
+    Failing {
+        /// What went wrong, without secrets.
+        reason: String,
+    },
+}
+
+/// How one source stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceStatus {
+    /// Which.
+    pub source: SourceName,
+    /// How.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// The captures of all sources. Cheap to clone; clones share.
+#[derive(Clone)]
+pub struct Captures {
+    /// Shared by the clones.
+    shared: Arc<Shared>,
+}
+
+/// What a capture needs and reports to.
+pub(super) struct Shared {
+    /// Who owns what, and where violations go.
+    pub(super) registry: Registry,
+    /// Where changes go.
+    pub(super) log: Log,
+    /// Deadlines of connections.
+    pub(super) postgres: PostgresOptions,
+    /// Deadlines of streaming.
+    pub(super) options: CaptureOptions,
+    /// How each source stands.
+    states: RwLock<BTreeMap<SourceName, State>>,
+}
+
+impl Captures {
+    /// Captures that are not running yet.
+    pub fn new(
+        registry: Registry,
+        log: Log,
+        postgres: PostgresOptions,
+        options: CaptureOptions,
+    ) -> Self {
+        let states = RwLock::default();
+        Self { shared: Arc::new(Shared { registry, log, postgres, options, states }) }
+    }
+
+    /// How each registered source stands, by name. A source whose capture has not begun is
+    /// `Connecting`.
+    pub fn status(&self) -> Vec<SourceStatus> {
+        let states = self.shared.states.read();
+        let snapshot = self.shared.registry.snapshot();
+        let status = |source: &SourceName| SourceStatus {
+            source: source.clone(),
+            state: states.get(source).cloned().unwrap_or(State::Connecting),
+        };
+        snapshot.sources.keys().map(status).collect()
+    }
+
+    /// Runs one capture per registered source until `tasks` stop: begins those that were added,
+    /// begins anew those whose connection string changed, ends those that are gone.
+    pub async fn run(self, tasks: Tasks) {
+        let stop = tasks.stopping();
+        let mut changes = self.shared.registry.changes();
+        let mut running: BTreeMap<SourceName, (String, Tasks)> = BTreeMap::new();
+        loop {
+            changes.mark_unchanged();
+            let snapshot = self.shared.registry.snapshot();
+            let outdated: Vec<SourceName> = running
+                .iter()
+                .filter(|(name, (url, _))| {
+                    snapshot.sources.get(*name).is_none_or(|source| source.url != *url)
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+            for name in outdated {
+                if let Some((_, capture)) = running.remove(&name) {
+                    capture.stop(STOP_GRACE).await;
+                }
+                self.shared.states.write().remove(&name);
+            }
+            for (name, source) in &snapshot.sources {
+                running.entry(name.clone()).or_insert_with(|| {
+                    let child = tasks.child();
+                    let capture =
+                        capture(Arc::clone(&self.shared), Arc::clone(source), child.clone());
+                    tasks.spawn("capture", capture);
+                    (source.url.clone(), child)
+                });
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = changes.changed() => if changed.is_err() { break },
+            }
+        }
+        for (_, (_, capture)) in running {
+            capture.stop(STOP_GRACE).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Notes how a source stands, and says so once per change.
+    pub(super) fn set_state(&self, source: &SourceName, state: State) {
+        gauge!("cadastre_capture_streaming", "source" => source.to_string())
+            .set(if state == State::Streaming { 1.0 } else { 0.0 });
+        let previous = self.states.write().insert(source.clone(), state.clone());
+        if previous.as_ref() == Some(&state) {
+            return;
+        }
+        match state {
+            State::Connecting => tracing::debug!(%source, "connecting"),
+            State::Streaming => tracing::info!(%source, "streaming"),
+            State::Failing { reason } => {
+                tracing::warn!(%source, reason, "capture interrupted; trying again");
+            }
+        }
+    }
+}
+
+/// Captures one source until stopped: session after session, with backoff in between.
+async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
+    let stop = tasks.stopping();
+    let mut writer: Option<Writer> = None;
+    let mut backoff = Backoff::new(shared.options.backoff);
+    shared.set_state(&source.name, State::Connecting);
+    while !stop.is_cancelled() {
+        let session = Session { shared: &shared, source: &source, tasks: &tasks };
+        let outcome = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            outcome = run_session(&shared, &source, &mut writer, session) => outcome,
+        };
+        let Err(ended) = outcome else { continue };
+        counter!(
+            "cadastre_capture_interruptions_total",
+            "source" => source.name.to_string()
+        )
+        .increment(1);
+        if ended.streamed {
+            backoff = Backoff::new(shared.options.backoff);
+        }
+        let reason = ErrorChain(&ended.error).to_string();
+        shared.set_state(&source.name, State::Failing { reason });
+        match ended.error.retry() {
+            Retry::Now | Retry::Later => backoff.wait(&stop).await,
+            Retry::Never => {
+                // The writer's state may be what is wrong: begin from what the log holds.
+                writer = None;
+                backoff.wait(&stop).await;
+            }
+        }
+    }
+}
+
+/// One session, with the writer made first if there is none.
+async fn run_session(
+    shared: &Shared,
+    source: &Source,
+    writer: &mut Option<Writer>,
+    session: Session<'_>,
+) -> Result<(), session::Ended> {
+    let writer = match writer {
+        Some(writer) => writer,
+        None => {
+            let made = shared.log.writer(source.id).await;
+            writer.insert(made.map_err(|error| session::Ended::early(Error::Log(error)))?)
+        }
+    };
+    session.run(writer).await
+}
+
+/// Pauses between attempts: exponential with jitter, without end.
+struct Backoff {
+    /// The longest pause.
+    max: Duration,
+    /// The pauses still to come before all are the longest.
+    pauses: ExponentialBackoff,
+}
+
+impl Backoff {
+    /// From the shortest pause.
+    fn new(max: Duration) -> Self {
+        let builder = ExponentialBuilder::default().with_min_delay(BACKOFF_MIN).with_max_delay(max);
+        Self { max, pauses: builder.with_jitter().without_max_times().build() }
+    }
+
+    /// Waits for the next pause or until `stop`.
+    async fn wait(&mut self, stop: &CancellationToken) {
+        let pause = self.pauses.next().unwrap_or(self.max);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Capture against a real PostgreSQL.
+
+mod types;
