@@ -12,6 +12,7 @@
 pub mod capture;
 pub mod config;
 pub mod embedded;
+pub mod feed;
 pub mod guard;
 pub mod log;
 pub mod pg;

@@ -5,6 +5,7 @@
 
 mod capture;
 mod embedded;
+mod feed;
 mod guard;
 mod log;
 mod pg;

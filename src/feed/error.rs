@@ -1,0 +1,50 @@
+//! Why a feed could not be opened, or ended.
+
+use crate::log;
+use crate::vocab::{DatasetName, Position, Retry};
+
+/// Why a feed could not be opened, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A dataset nobody registered.
+    #[error("no dataset is named \"{0}\"")]
+    UnknownDataset(DatasetName),
+    /// The request cannot be served as it is; the text says what can.
+    #[error("{0}")]
+    Invalid(String),
+    /// As many feeds as this server bears are open.
+    #[error("too many feeds are open: at most {limit} at a time")]
+    Full {
+        /// The most at a time.
+        limit: usize,
+    },
+    /// Changes after the asked position have been dropped from the log.
+    #[error("changes after that position are gone from the log: read after {earliest} or later")]
+    Trimmed {
+        /// The oldest position that can be read after; reading after it gives all the log holds.
+        earliest: Position,
+    },
+    /// The log failed.
+    #[error("the log could not be read")]
+    Log(#[source] log::Error),
+}
+
+impl Error {
+    /// Whether the same request may succeed another time.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::UnknownDataset(_) | Self::Invalid(_) | Self::Trimmed { .. } => Retry::Never,
+            Self::Full { .. } => Retry::Later,
+            Self::Log(error) => error.retry(),
+        }
+    }
+}
+
+impl From<log::Error> for Error {
+    fn from(error: log::Error) -> Self {
+        match error {
+            log::Error::Trimmed { earliest } => Self::Trimmed { earliest },
+            error => Self::Log(error),
+        }
+    }
+}
