@@ -9,6 +9,8 @@
 //!
 //! `ARCHITECTURE.md` has the drawing and an invariant for each room.
 
+pub mod api;
+pub mod app;
 pub mod capture;
 pub mod config;
 pub mod embedded;

@@ -1,0 +1,136 @@
+//! The stable codes of what can go wrong, each with its status and title.
+//!
+//! REST shows a code as it stands here, GraphQL in upper case: one vocabulary for both.
+
+use actix_web::http::StatusCode;
+
+/// What went wrong, for programs. A code keeps its meaning for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Code {
+    /// No token was given.
+    Unauthenticated,
+    /// A token was given that is not one of ours.
+    InvalidToken,
+    /// No such route or object.
+    NotFound,
+    /// No dataset has this name.
+    UnknownDataset,
+    /// No service has this name.
+    UnknownService,
+    /// No source has this name.
+    UnknownSource,
+    /// The request says something that cannot be.
+    BadRequest,
+    /// The name cannot be the name of anything.
+    MalformedName,
+    /// The position is not of the form of one.
+    MalformedPosition,
+    /// Part of the interface that this server does not have.
+    NotSupported,
+    /// The log no longer holds what follows this position.
+    PositionTrimmed,
+    /// The body is larger than allowed.
+    PayloadTooLarge,
+    /// The body is of a type that is not read here.
+    UnsupportedMediaType,
+    /// No representation that the client accepts.
+    NotAcceptable,
+    /// The route does not know this method.
+    MethodNotAllowed,
+    /// The declaration contradicts itself, the registry or the source; `errors` says where.
+    Refused,
+    /// Somebody else's change stands in the way.
+    Conflict,
+    /// A table stayed locked; the same request may succeed later.
+    Busy,
+    /// As many feeds are open as may be.
+    TooManyFeeds,
+    /// Something this server depends on does not answer.
+    Unavailable,
+    /// A fault of this server.
+    Internal,
+}
+
+impl Code {
+    /// The code as problems show it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::InvalidToken => "invalid_token",
+            Self::NotFound => "not_found",
+            Self::UnknownDataset => "unknown_dataset",
+            Self::UnknownService => "unknown_service",
+            Self::UnknownSource => "unknown_source",
+            Self::BadRequest => "bad_request",
+            Self::MalformedName => "malformed_name",
+            Self::MalformedPosition => "malformed_position",
+            Self::NotSupported => "not_supported",
+            Self::PositionTrimmed => "position_trimmed",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::NotAcceptable => "not_acceptable",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Busy => "busy",
+            Self::TooManyFeeds => "too_many_feeds",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The code as `extensions.code` of a GraphQL error shows it.
+    pub(super) fn graphql(self) -> String {
+        self.as_str().to_ascii_uppercase()
+    }
+
+    /// The status that goes with the code.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::Unauthenticated | Self::InvalidToken => StatusCode::UNAUTHORIZED,
+            Self::NotFound | Self::UnknownDataset | Self::UnknownService | Self::UnknownSource => {
+                StatusCode::NOT_FOUND
+            }
+            Self::BadRequest
+            | Self::MalformedName
+            | Self::MalformedPosition
+            | Self::NotSupported => StatusCode::BAD_REQUEST,
+            Self::PositionTrimmed => StatusCode::GONE,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Busy | Self::TooManyFeeds | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The same few words for every problem of this code.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "A token is needed",
+            Self::InvalidToken => "The token is not valid",
+            Self::NotFound => "There is nothing here",
+            Self::UnknownDataset => "No dataset has this name",
+            Self::UnknownService => "No service has this name",
+            Self::UnknownSource => "No source has this name",
+            Self::BadRequest => "The request is not well formed",
+            Self::MalformedName => "The name is not well formed",
+            Self::MalformedPosition => "The position is not well formed",
+            Self::NotSupported => "This server does not have that",
+            Self::PositionTrimmed => "The log no longer holds this position",
+            Self::PayloadTooLarge => "The body is too large",
+            Self::UnsupportedMediaType => "The body is of another type than expected",
+            Self::NotAcceptable => "Nothing here that the client accepts",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::Refused => "The declaration cannot be applied",
+            Self::Conflict => "The request conflicts with the present state",
+            Self::Busy => "A table is locked",
+            Self::TooManyFeeds => "Too many feeds are open",
+            Self::Unavailable => "A dependency does not answer",
+            Self::Internal => "The server failed",
+        }
+    }
+}

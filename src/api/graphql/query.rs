@@ -1,0 +1,215 @@
+//! What can be asked.
+
+use async_graphql::{Context, ID, Interface, Object, SimpleObject};
+use chrono::{DateTime, Utc};
+
+use super::dataset::{self, DatasetFilter, DatasetNode};
+use super::page::{self, DATABASE_COST, Kind, Page};
+use super::scalar::{Mode, Verdict, shared, snapshot};
+use super::service::{self, ServiceNode};
+use super::violation::{self, ViolationNode};
+use crate::api::code::Code;
+use crate::api::problem::Problem;
+use crate::registry::{Revision, ViolationFilter};
+use crate::vocab::{DatasetName, ServiceName};
+
+/// An object with a global id.
+#[derive(Interface)]
+#[graphql(field(name = "id", ty = "ID", desc = "Global, opaque."))]
+pub(super) enum Node {
+    /// A service.
+    Service(ServiceNode),
+    /// A dataset.
+    Dataset(DatasetNode),
+    /// A violation.
+    Violation(ViolationNode),
+}
+
+/// Whether a service may write a dataset.
+#[derive(SimpleObject)]
+struct WriteDecision {
+    /// Whether the service is the owner.
+    allowed: bool,
+    /// The one service that may write the dataset.
+    owner: Option<ServiceNode>,
+    /// What the guard does with anyone else's write.
+    mode: Mode,
+    /// The revision the answer is from.
+    revision: Revision,
+}
+
+/// The root of queries. `atLeast` makes a read wait for the revision a mutation returned.
+pub(in crate::api) struct Query;
+
+#[Object]
+impl Query {
+    /// The object with this global id.
+    async fn node(&self, ctx: &Context<'_>, id: ID) -> Option<Result<Node, Problem>> {
+        let (kind, number) = Kind::parse(&id)?;
+        find_node(ctx, kind, number).await.transpose()
+    }
+
+    /// The service with this name.
+    async fn service(
+        &self,
+        ctx: &Context<'_>,
+        name: String,
+        at_least: Option<Revision>,
+    ) -> Option<Result<ServiceNode, Problem>> {
+        let find = async {
+            let name = name.parse()?;
+            Ok(ServiceNode::find(&snapshot(ctx, at_least).await?, &name))
+        };
+        find.await.transpose()
+    }
+
+    /// All services, by name.
+    #[graphql(complexity = "page::cost(first, child_complexity)")]
+    async fn services(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<ServiceNode>, Problem>> {
+        let list =
+            async { service::list(&snapshot(ctx, at_least).await?, first, after.as_deref()) };
+        Some(list.await)
+    }
+
+    /// The dataset with this name.
+    async fn dataset(
+        &self,
+        ctx: &Context<'_>,
+        name: String,
+        at_least: Option<Revision>,
+    ) -> Option<Result<DatasetNode, Problem>> {
+        let find = async {
+            let name = name.parse()?;
+            Ok(DatasetNode::find(&snapshot(ctx, at_least).await?, &name))
+        };
+        find.await.transpose()
+    }
+
+    /// The datasets that pass a filter, by name.
+    #[graphql(complexity = "page::cost(first, child_complexity)")]
+    async fn datasets(
+        &self,
+        ctx: &Context<'_>,
+        filter: Option<DatasetFilter>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<DatasetNode>, Problem>> {
+        let list = async {
+            dataset::list(&snapshot(ctx, at_least).await?, filter, first, after.as_deref())
+        };
+        Some(list.await)
+    }
+
+    /// The owner of a dataset, now or at a time. Null when nobody owned it then.
+    async fn owner(
+        &self,
+        ctx: &Context<'_>,
+        dataset: String,
+        as_of: Option<DateTime<Utc>>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<ServiceNode, Problem>> {
+        let find = async {
+            let name: DatasetName = dataset.parse()?;
+            let snapshot = snapshot(ctx, at_least).await?;
+            let dataset = snapshot.datasets.get(&name).ok_or_else(|| unknown_dataset(&name))?;
+            let owner = match as_of {
+                None => Some(dataset.owner.clone()),
+                Some(at) => shared(ctx).context.registry.owner_at(dataset.id, at).await?,
+            };
+            Ok(owner.and_then(|owner| ServiceNode::find(&snapshot, &owner)))
+        };
+        find.await.transpose()
+    }
+
+    /// Whether a service may write a dataset.
+    async fn can_write(
+        &self,
+        ctx: &Context<'_>,
+        service: String,
+        dataset: String,
+        at_least: Option<Revision>,
+    ) -> Option<Result<WriteDecision, Problem>> {
+        let decide = async {
+            let (service, dataset) = (service.parse()?, dataset.parse()?);
+            let snapshot = snapshot(ctx, at_least).await?;
+            let decision = snapshot.can_write(&service, &dataset)?;
+            Ok(WriteDecision {
+                allowed: decision.allowed,
+                owner: ServiceNode::find(&snapshot, &decision.owner),
+                mode: decision.mode.into(),
+                revision: decision.revision,
+            })
+        };
+        Some(decide.await)
+    }
+
+    /// Attempts to write by services that are not the owner, newest first.
+    #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
+    #[expect(clippy::too_many_arguments, reason = "the filters are the interface")]
+    async fn violations(
+        &self,
+        ctx: &Context<'_>,
+        dataset: Option<String>,
+        service: Option<String>,
+        verdict: Option<Verdict>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<ViolationNode>, Problem>> {
+        let list = async {
+            let dataset: Option<DatasetName> = dataset.map(|name| name.parse()).transpose()?;
+            let service: Option<ServiceName> = service.map(|name| name.parse()).transpose()?;
+            let snapshot = snapshot(ctx, at_least).await?;
+            if let Some(name) =
+                dataset.as_ref().filter(|name| !snapshot.datasets.contains_key(name))
+            {
+                return Err(unknown_dataset(name));
+            }
+            if let Some(name) =
+                service.as_ref().filter(|name| !snapshot.services.contains_key(name))
+            {
+                return Err(unknown_service(name));
+            }
+            let filter = ViolationFilter { dataset, service, verdict: verdict.map(Into::into) };
+            violation::list(ctx, &snapshot, &filter, first, after).await
+        };
+        Some(list.await)
+    }
+}
+
+async fn find_node(ctx: &Context<'_>, kind: Kind, number: i64) -> Result<Option<Node>, Problem> {
+    let snapshot = snapshot(ctx, None).await?;
+    Ok(match kind {
+        Kind::Service => {
+            let mut services = snapshot.services.values();
+            let service = services.find(|service| i64::from(service.id) == number);
+            service
+                .and_then(|service| ServiceNode::find(&snapshot, &service.name))
+                .map(Node::Service)
+        }
+        Kind::Dataset => {
+            let id = i32::try_from(number).ok().map(crate::vocab::DatasetId);
+            let dataset = id.and_then(|id| snapshot.datasets_by_id.get(&id));
+            dataset
+                .and_then(|dataset| DatasetNode::find(&snapshot, &dataset.name))
+                .map(Node::Dataset)
+        }
+        Kind::Violation => violation::find(ctx, &snapshot, number).await?.map(Node::Violation),
+    })
+}
+
+/// The problem of a dataset name that nobody registered.
+pub(super) fn unknown_dataset(name: &DatasetName) -> Problem {
+    Problem::new(Code::UnknownDataset, format!("no dataset is named \"{name}\""))
+}
+
+fn unknown_service(name: &ServiceName) -> Problem {
+    Problem::new(Code::UnknownService, format!("no service is named \"{name}\""))
+}

@@ -1,0 +1,116 @@
+//! What can be followed: the feed, and violations as they are recorded.
+
+#![expect(clippy::unused_async, reason = "async-graphql calls every resolver as a future")]
+
+use std::collections::HashSet;
+
+use async_graphql::{Context, Json, SimpleObject};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::query::unknown_dataset;
+use super::scalar::shared;
+use super::violation::ViolationNode;
+use crate::api::code::Code;
+use crate::api::problem::Problem;
+use crate::api::rest::parse_after;
+use crate::feed;
+use crate::vocab::{DatasetName, Op, Position};
+
+/// One change.
+#[derive(SimpleObject)]
+#[graphql(name = "Change")]
+pub(super) struct ChangeNode {
+    /// Where it stands; give it as `after` to go on from here.
+    position: String,
+    /// The dataset's name.
+    dataset: String,
+    /// `c`, `u`, `d`, `t` or `r`, as in the event.
+    op: String,
+    /// The whole event, as the feed sends it.
+    event: Json<serde_json::Value>,
+}
+
+impl ChangeNode {
+    fn new(position: Position, op: Op, event: &Bytes) -> Result<Self, Problem> {
+        let event: serde_json::Value = serde_json::from_slice(event)
+            .map_err(|error| Problem::internal(format!("event at {position}: {error}")))?;
+        let dataset = event.get("dataset").and_then(serde_json::Value::as_str).unwrap_or_default();
+        Ok(Self {
+            position: position.to_string(),
+            dataset: dataset.to_owned(),
+            op: op.to_string(),
+            event: Json(event),
+        })
+    }
+}
+
+/// The root of subscriptions, over graphql-transport-ws.
+pub(in crate::api) struct Subscription;
+
+#[async_graphql::Subscription]
+impl Subscription {
+    /// The changes of datasets of one source, after `now` (default), `earliest` or a position.
+    async fn changes(
+        &self,
+        ctx: &Context<'_>,
+        datasets: Vec<String>,
+        after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<ChangeNode, Problem>> + use<>, Problem> {
+        let datasets = datasets.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        let after = parse_after(after.as_deref())?;
+        let request = feed::Request { datasets, after, ops: None };
+        let cursor = shared(ctx).context.feed.open(request).await?;
+        let deliveries = stream::try_unfold(cursor, |mut cursor| async move {
+            let delivery = cursor.next().await.map_err(Problem::from)?;
+            Ok::<_, Problem>(Some((delivery, cursor)))
+        });
+        Ok(deliveries
+            .map_ok(|delivery| {
+                let changes: Vec<_> = delivery
+                    .iter()
+                    .map(|(position, op, event)| ChangeNode::new(position, op, &event))
+                    .collect();
+                stream::iter(changes)
+            })
+            .try_flatten())
+    }
+
+    /// Violations as they are recorded, of these datasets or of all.
+    async fn violations(
+        &self,
+        ctx: &Context<'_>,
+        datasets: Option<Vec<String>>,
+    ) -> Result<impl Stream<Item = Result<ViolationNode, Problem>> + use<>, Problem> {
+        let registry = shared(ctx).context.registry.clone();
+        let live = registry.violations_live();
+        let snapshot = registry.snapshot();
+        let mut wanted = HashSet::new();
+        for name in datasets.iter().flatten() {
+            let name: DatasetName = name.parse()?;
+            if !snapshot.datasets.contains_key(&name) {
+                return Err(unknown_dataset(&name));
+            }
+            wanted.insert(name.to_string());
+        }
+        let all = datasets.is_none();
+        let recorded = stream::try_unfold(live, |mut live| async move {
+            match live.recv().await {
+                Ok(violation) => Ok(Some((violation, live))),
+                Err(RecvError::Closed) => Ok(None),
+                Err(RecvError::Lagged(missed)) => {
+                    let detail = format!("{missed} violations were missed: read them by query");
+                    Err(Problem::new(Code::Conflict, detail))
+                }
+            }
+        });
+        Ok(recorded
+            .try_filter(move |violation| {
+                let passes = all || wanted.contains(&violation.report.dataset);
+                std::future::ready(passes)
+            })
+            .map_ok(move |violation| ViolationNode { snapshot: registry.snapshot(), violation })
+            .boxed())
+    }
+}

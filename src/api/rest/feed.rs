@@ -1,0 +1,371 @@
+//! The change feed over plain HTTP: server-sent events or newline-delimited JSON.
+//!
+//! The feed is open before the first byte is sent: who has seen the head, or the comment `: live`,
+//! misses nothing from then on. A feed that ends by an error says so as its last event; one that
+//! ends without is the server's shutdown or a lost connection, and may be resumed.
+
+use std::convert::Infallible;
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream;
+use metrics::{Counter, Gauge};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::code::Code;
+use crate::api::input::{Query, header_text};
+use crate::api::negotiate;
+use crate::api::observe::Identity;
+use crate::api::problem::Problem;
+use crate::api::server::Shared;
+use crate::feed::{self, After, Cursor, Delivery};
+use crate::vocab::{Op, limits};
+
+/// Largest piece given to the connection at once, in bytes: what a reader that stopped reading
+/// holds in buffers of its connection grows with it.
+const PIECE_BYTES_MAX: usize = 32 * 1024;
+
+/// Every parameter of the interface, those included that are not served yet.
+const PARAMETERS: [&str; 6] = ["datasets", "after", "ops", "key", "columns", "format"];
+
+/// The changes of some datasets from a position on, for as long as the client stays.
+///
+/// Each change is one event whose `id` is its position, so that `Last-Event-ID` resumes where a
+/// reader stopped. Silence is broken by comments (or empty lines), which prove that the feed lives.
+/// A feed that fails ends with an event `error` (or a line with the member `error`).
+#[utoipa::path(
+    get, path = "/v1/feed", tag = "changes",
+    params(
+        ("datasets" = String, Query, description = "Names, separated by commas; all of one source"),
+        ("after" = Option<String>, Query, description = "`now` (default), `earliest` or a position"),
+        ("ops" = Option<String>, Query, description = "Of c, u, d, t, r, separated by commas; all by default"),
+        ("Last-Event-ID" = Option<String>, Header, description = "A position; overrides `after`"),
+    ),
+    responses(
+        (status = 200, content(
+            (String = "text/event-stream"),
+            (String = "application/x-ndjson"),
+        )),
+        (status = 400, description = "bad_request, malformed_name, malformed_position, not_supported", body = super::openapi::Problem),
+        (status = 404, description = "unknown_dataset", body = super::openapi::Problem),
+        (status = 406, description = "not_acceptable", body = super::openapi::Problem),
+        (status = 410, description = "position_trimmed, with `earliest`", body = super::openapi::Problem),
+        (status = 503, description = "too_many_feeds, unavailable", body = super::openapi::Problem),
+    ),
+)]
+pub(in crate::api) async fn feed(
+    shared: web::Data<Shared>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let form = Form::of(header_text(request.headers(), header::ACCEPT.as_str()))?;
+    let last_event_id = header_text(request.headers(), "last-event-id");
+    let asked = parse(request.query_string(), last_event_id)?;
+    let cursor = shared.context.feed.open(asked).await?;
+    let body = Body {
+        cursor,
+        form,
+        stopping: shared.stopping.clone(),
+        pending: form.alive(),
+        over: false,
+        meter: Meter::new(Identity::of_request(&request).request_id),
+    };
+    Ok(HttpResponse::Ok()
+        .content_type(form.media())
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        // Asks nginx not to hold events back.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(body.into_stream()))
+}
+
+/// How changes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Sse,
+    Ndjson,
+}
+
+impl Form {
+    const MEDIA: [&str; 2] = ["text/event-stream", "application/x-ndjson"];
+
+    fn of(accept: Option<&str>) -> Result<Self, Problem> {
+        match negotiate::best(accept, &Self::MEDIA) {
+            Some(0) => Ok(Self::Sse),
+            Some(_) => Ok(Self::Ndjson),
+            None => {
+                let detail = format!("expected Accept: {}", Self::MEDIA.join(" or "));
+                Err(Problem::new(Code::NotAcceptable, detail))
+            }
+        }
+    }
+
+    fn media(self) -> &'static str {
+        match self {
+            Self::Sse => "text/event-stream",
+            Self::Ndjson => "application/x-ndjson",
+        }
+    }
+
+    /// The first bytes.
+    fn alive(self) -> Bytes {
+        Bytes::from_static(match self {
+            Self::Sse => b": live\n\n",
+            Self::Ndjson => b"\n",
+        })
+    }
+
+    /// What breaks a silence.
+    fn still_alive(self) -> Bytes {
+        Bytes::from_static(match self {
+            Self::Sse => b":\n\n",
+            Self::Ndjson => b"\n",
+        })
+    }
+
+    fn changes(self, delivery: &Delivery) -> Bytes {
+        match self {
+            Self::Sse => delivery.sse(),
+            Self::Ndjson => delivery.ndjson(),
+        }
+    }
+
+    /// The last bytes of a feed that failed.
+    fn failure(self, problem: &Problem, request_id: &str) -> Bytes {
+        let json = problem.to_json(Some(request_id));
+        match self {
+            Self::Sse => format!("event: error\ndata: {json}\n\n").into(),
+            Self::Ndjson => format!("{{\"error\":{json}}}\n").into(),
+        }
+    }
+}
+
+/// What the client asks for. `Last-Event-ID` is what the reader has really seen, so that it
+/// overrides where the address says to begin.
+fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Problem> {
+    let query = Query::parse(query, &PARAMETERS)?;
+    for name in ["key", "columns"] {
+        if query.one(name)?.is_some() {
+            return Err(not_supported(&format!("the filter \"{name}\"")));
+        }
+    }
+    match query.one("format")? {
+        None | Some("debezium") => {}
+        Some("cloudevents") => return Err(not_supported("format=cloudevents")),
+        Some(other) => {
+            let detail = format!("unknown format \"{other}\": expected \"debezium\"");
+            return Err(Problem::new(Code::BadRequest, detail));
+        }
+    }
+    let names = query.all("datasets").flat_map(|list| list.split(',')).map(str::trim);
+    let datasets =
+        names.filter(|name| !name.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>()?;
+    if datasets.is_empty() {
+        query.required("datasets", "datasets=shop.public.orders")?;
+        return Err(Problem::new(Code::BadRequest, "datasets= names no dataset"));
+    }
+    let after = parse_after(last_event_id.or(query.one("after")?))?;
+    let ops = query.one("ops")?.map(parse_ops).transpose()?;
+    Ok(feed::Request { datasets, after, ops })
+}
+
+/// Where to begin: `now` when nothing is said.
+pub(in crate::api) fn parse_after(text: Option<&str>) -> Result<After, Problem> {
+    match text {
+        None | Some("now") => Ok(After::Now),
+        Some("earliest") => Ok(After::Earliest),
+        Some("snapshot") => Err(not_supported("after=snapshot")),
+        Some(text) => match text.parse() {
+            Ok(position) => Ok(After::Position(position)),
+            Err(error) => {
+                let detail = format!("{error}; or \"now\" or \"earliest\"");
+                Err(Problem::new(Code::MalformedPosition, detail))
+            }
+        },
+    }
+}
+
+fn parse_ops(text: &str) -> Result<Vec<Op>, Problem> {
+    let op = |letter: &str| match letter.as_bytes() {
+        [code] => Op::from_code(*code),
+        _ => None,
+    };
+    text.split(',')
+        .map(|letter| {
+            op(letter.trim()).ok_or_else(|| {
+                let detail = format!("unknown operation \"{letter}\": expected of c, u, d, t, r");
+                Problem::new(Code::BadRequest, detail)
+            })
+        })
+        .collect()
+}
+
+fn not_supported(what: &str) -> Problem {
+    Problem::new(Code::NotSupported, format!("{what} is not supported by this server yet"))
+}
+
+/// An open feed, drawn piece by piece by the connection: nothing is read from the log before the
+/// client has taken what was read before.
+struct Body {
+    cursor: Cursor,
+    form: Form,
+    stopping: CancellationToken,
+    /// Ready to be sent, in pieces.
+    pending: Bytes,
+    /// Whether the feed ends after `pending`.
+    over: bool,
+    meter: Meter,
+}
+
+impl Body {
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
+        stream::unfold(self, |mut body| async move {
+            let piece = body.next().await?;
+            Some((Ok(piece), body))
+        })
+    }
+
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.pending.is_empty() {
+            self.pending = self.next_frame().await?;
+        }
+        let piece = self.pending.split_to(self.pending.len().min(PIECE_BYTES_MAX));
+        self.meter.bytes.increment(piece.len() as u64);
+        Some(piece)
+    }
+
+    async fn next_frame(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        let delivered = tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => return None,
+            delivered = tokio::time::timeout(limits::FEED_SILENCE_MAX, self.cursor.next()) => delivered,
+        };
+        Some(match delivered {
+            Err(_silence) => self.form.still_alive(),
+            Ok(Ok(delivery)) => {
+                self.meter.sent(&delivery);
+                self.form.changes(&delivery)
+            }
+            Ok(Err(error)) => {
+                self.over = true;
+                let problem = Problem::from(error);
+                self.meter.failed(&problem);
+                self.form.failure(&problem, &self.meter.request_id)
+            }
+        })
+    }
+}
+
+/// Counts what a feed sends, and writes its last log line.
+struct Meter {
+    request_id: String,
+    changes_sent: u64,
+    readers: Gauge,
+    changes: Counter,
+    bytes: Counter,
+}
+
+impl Meter {
+    fn new(request_id: String) -> Self {
+        let readers = metrics::gauge!("cadastre_feed_readers");
+        readers.increment(1.0);
+        Self {
+            request_id,
+            changes_sent: 0,
+            readers,
+            changes: metrics::counter!("cadastre_feed_changes_sent_total"),
+            bytes: metrics::counter!("cadastre_feed_bytes_sent_total"),
+        }
+    }
+
+    fn sent(&mut self, delivery: &Delivery) {
+        let changes = delivery.iter().count() as u64;
+        self.changes_sent += changes;
+        self.changes.increment(changes);
+    }
+
+    fn failed(&self, problem: &Problem) {
+        tracing::warn!(
+            request_id = self.request_id,
+            code = problem.code().as_str(),
+            error = problem.cause().unwrap_or_else(|| problem.detail()),
+            "feed failed"
+        );
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.readers.decrement(1.0);
+        tracing::info!(
+            request_id = self.request_id,
+            changes_sent = self.changes_sent,
+            "feed ended"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_names_datasets_a_place_and_operations() {
+        let asked = parse("datasets=shop.public.a,shop.public.b&ops=c,u", None).unwrap();
+        assert_eq!(asked.datasets.len(), 2);
+        assert_eq!(asked.after, After::Now);
+        assert_eq!(asked.ops, Some(vec![Op::Create, Op::Update]));
+    }
+
+    #[test]
+    fn what_the_reader_has_seen_overrides_where_it_first_began() {
+        let position = "01-00000000016CA548-00000003";
+        let asked = parse("datasets=shop.public.a&after=earliest", Some(position)).unwrap();
+        assert_eq!(asked.after, After::Position(position.parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_refused_with_what_can() {
+        for (query, code, hint) in [
+            ("", Code::BadRequest, "datasets=shop.public.orders"),
+            ("datasets=,", Code::BadRequest, "names no dataset"),
+            ("datasets=orders", Code::MalformedName, "SOURCE.SCHEMA.TABLE"),
+            ("datasets=a.b.c&since=1", Code::BadRequest, "expected datasets, after"),
+            ("datasets=a.b.c&after=12", Code::MalformedPosition, "\"earliest\""),
+            ("datasets=a.b.c&after=snapshot", Code::NotSupported, "after=snapshot"),
+            ("datasets=a.b.c&ops=x", Code::BadRequest, "c, u, d, t, r"),
+            ("datasets=a.b.c&key=1", Code::NotSupported, "\"key\""),
+            ("datasets=a.b.c&format=cloudevents", Code::NotSupported, "cloudevents"),
+            ("datasets=a.b.c&format=xml", Code::BadRequest, "debezium"),
+        ] {
+            let problem = parse(query, None).unwrap_err();
+            assert_eq!(problem.code(), code, "{query}");
+            assert!(problem.detail().contains(hint), "{query}: {}", problem.detail());
+        }
+    }
+
+    #[test]
+    fn the_form_follows_the_accept_header() {
+        assert_eq!(Form::of(None).unwrap(), Form::Sse);
+        assert_eq!(Form::of(Some("*/*")).unwrap(), Form::Sse);
+        assert_eq!(Form::of(Some("application/x-ndjson")).unwrap(), Form::Ndjson);
+        let problem = Form::of(Some("application/json")).unwrap_err();
+        assert_eq!(problem.code(), Code::NotAcceptable);
+    }
+
+    #[test]
+    fn a_failure_is_the_last_event_and_never_silent() {
+        let problem = Problem::new(Code::Unavailable, "the log cannot be read now");
+        let sse = Form::Sse.failure(&problem, "r-1");
+        assert!(sse.starts_with(b"event: error\ndata: {"), "{sse:?}");
+        assert!(sse.ends_with(b"}\n\n"));
+        let line = Form::Ndjson.failure(&problem, "r-1");
+        let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!(json["error"]["code"], "unavailable");
+        assert_eq!(json["error"]["request_id"], "r-1");
+    }
+}
