@@ -5,6 +5,7 @@
 
 mod api;
 mod capture;
+mod cli;
 mod embedded;
 mod feed;
 mod guard;

@@ -1,0 +1,5 @@
+//! The `cadastre` binary.
+
+fn main() -> std::process::ExitCode {
+    cadastre::cli::main()
+}
