@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test does not expect is a failed test")]
 
+mod acceptance;
 mod api;
 mod capture;
 mod cli;
