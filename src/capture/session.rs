@@ -7,8 +7,8 @@
 //!              └──────────────────── Feedback (its own task) ◄──────────────┘
 //! ```
 //!
-//! A gulp of the socket becomes one batch: under load batches are large, at rest a commit travels
-//! alone and at once. Violations are recorded before the batch that follows them is appended, so
+//! A gulp of the socket that ends a transaction becomes one batch: under load batches are large, at
+//! rest a commit travels alone and at once. Violations are recorded before the batch that follows them is appended, so
 //! that the slot is never confirmed past one that was not.
 
 use chrono::Utc;
@@ -154,7 +154,11 @@ impl Streaming<'_> {
                 }
             }
         }
-        self.append(writer).await?;
+        // Half a transaction waits for its end, or for a full batch.
+        if self.confirm.is_some() || !self.assembler.in_transaction() || !self.violations.is_empty()
+        {
+            self.append(writer).await?;
+        }
         // Everything before a keepalive's end of WAL has been sent. With no transaction open,
         // nothing of it is outstanding, so it may be confirmed once all before it is durable.
         if let Some(end) = idle_end
