@@ -54,16 +54,20 @@ impl Delivery {
     }
 
     /// The changes as server-sent events, whose id is the position: `id: POSITION`,
-    /// `event: change`, `data: {…}`, an empty line.
+    /// `event: change` (or another [`Op::event`]), `data: {…}`, an empty line.
     pub fn sse(&self) -> Bytes {
         const ID: &[u8] = b"id: ";
-        const DATA: &[u8] = b"\nevent: change\ndata: ";
+        const EVENT: &[u8] = b"\nevent: ";
+        const DATA: &[u8] = b"\ndata: ";
         const END: &[u8] = b"\n\n";
-        const AROUND: usize = ID.len() + POSITION_BYTES + DATA.len() + END.len();
-        let mut out = Vec::with_capacity(self.entries().map(|(_, json)| json.len() + AROUND).sum());
+        const AROUND: usize = ID.len() + POSITION_BYTES + EVENT.len() + DATA.len() + END.len();
+        let size = |(entry, json): (&Entry, &[u8])| AROUND + entry.op.event().len() + json.len();
+        let mut out = Vec::with_capacity(self.entries().map(size).sum());
         for (entry, json) in self.entries() {
             out.extend_from_slice(ID);
             out.extend_from_slice(&position_text(entry.position));
+            out.extend_from_slice(EVENT);
+            out.extend_from_slice(entry.op.event().as_bytes());
             out.extend_from_slice(DATA);
             out.extend_from_slice(json);
             out.extend_from_slice(END);

@@ -87,19 +87,22 @@ impl Request {
     }
 }
 
-/// A set of operations.
+/// A set of operations. What concerns the dataset itself (a gap, a new owner, a new schema) is always
+/// in it: nobody may miss that by choosing among changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ops(u8);
 
 impl Ops {
+    const ALWAYS: u8 = Self::bit(Op::Schema) | Self::bit(Op::Ownership) | Self::bit(Op::Gap);
+
     /// The operations asked for; asking for none is a mistake.
     pub(super) fn new(ops: Option<&[Op]>) -> Result<Self, Error> {
         match ops {
-            None => Ok(Self(Op::ALL.into_iter().fold(0, |set, op| set | Self::bit(op)))),
+            None => Ok(Self(u8::MAX)),
             Some([]) => {
                 Err(Error::Invalid("ops: expected at least one of c, u, d, t, r".to_owned()))
             }
-            Some(ops) => Ok(Self(ops.iter().fold(0, |set, op| set | Self::bit(*op)))),
+            Some(ops) => Ok(Self(ops.iter().fold(Self::ALWAYS, |set, op| set | Self::bit(*op)))),
         }
     }
 
@@ -107,13 +110,16 @@ impl Ops {
         self.0 & Self::bit(op) != 0
     }
 
-    fn bit(op: Op) -> u8 {
+    const fn bit(op: Op) -> u8 {
         match op {
             Op::Create => 1,
             Op::Update => 1 << 1,
             Op::Delete => 1 << 2,
             Op::Truncate => 1 << 3,
             Op::Read => 1 << 4,
+            Op::Schema => 1 << 5,
+            Op::Ownership => 1 << 6,
+            Op::Gap => 1 << 7,
         }
     }
 }

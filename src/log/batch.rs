@@ -253,7 +253,7 @@ pub(super) mod tests {
     pub(in crate::log) fn batch(changes: &[(u64, i32)], pad: usize) -> Batch {
         let mut builder = BatchBuilder::new();
         for (n, dataset) in changes {
-            let op = Op::ALL[usize::try_from(n % 5).unwrap()];
+            let op = Op::CHANGES[usize::try_from(n % 5).unwrap()];
             let json = format!("{{\"n\":{n},\"d\":{dataset},\"pad\":\"{}\"}}", "x".repeat(pad));
             builder
                 .push(position(*n), DatasetId(*dataset), op, |out| {

@@ -1,4 +1,4 @@
-//! What happened to a row, and who did it.
+//! What happened to a row or to its dataset, and who did it.
 
 use std::fmt;
 
@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ServiceName;
 
-/// The kind of a change, spelled as Debezium's `op`.
+/// What an event in the log tells: a change of a row, spelled as Debezium's `op`, or something about
+/// the dataset itself, in order with its changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Op {
     /// A row was inserted (`c`).
@@ -24,11 +25,32 @@ pub enum Op {
     /// A row read by a snapshot (`r`).
     #[serde(rename = "r")]
     Read,
+    /// The dataset's columns or key are others from here on (`s`).
+    #[serde(rename = "s")]
+    Schema,
+    /// The dataset's owner or mode is another from here on (`o`).
+    #[serde(rename = "o")]
+    Ownership,
+    /// Changes before here are missing and will not come (`g`).
+    #[serde(rename = "g")]
+    Gap,
 }
 
 impl Op {
     /// Every operation, in the order of their codes in the log.
-    pub const ALL: [Self; 5] =
+    pub const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Update,
+        Self::Delete,
+        Self::Truncate,
+        Self::Read,
+        Self::Schema,
+        Self::Ownership,
+        Self::Gap,
+    ];
+
+    /// Every operation on rows, in the order of their codes in the log.
+    pub const CHANGES: [Self; 5] =
         [Self::Create, Self::Update, Self::Delete, Self::Truncate, Self::Read];
 
     /// The one-letter code as a byte, as it stands in events and in the log.
@@ -39,6 +61,19 @@ impl Op {
             Self::Delete => b'd',
             Self::Truncate => b't',
             Self::Read => b'r',
+            Self::Schema => b's',
+            Self::Ownership => b'o',
+            Self::Gap => b'g',
+        }
+    }
+
+    /// What subscribers know such an event as: `change` for everything that happens to rows.
+    pub fn event(self) -> &'static str {
+        match self {
+            Self::Create | Self::Update | Self::Delete | Self::Truncate | Self::Read => "change",
+            Self::Schema => "schema",
+            Self::Ownership => "ownership",
+            Self::Gap => "gap",
         }
     }
 

@@ -187,7 +187,7 @@ pub(in crate::api) fn parse_after(text: Option<&str>) -> Result<After, Problem> 
 
 fn parse_ops(text: &str) -> Result<Vec<Op>, Problem> {
     let op = |letter: &str| match letter.as_bytes() {
-        [code] => Op::from_code(*code),
+        [code] => Op::from_code(*code).filter(|op| Op::CHANGES.contains(op)),
         _ => None,
     };
     text.split(',')
@@ -338,6 +338,7 @@ mod tests {
             ("datasets=a.b.c&after=12", Code::MalformedPosition, "\"earliest\""),
             ("datasets=a.b.c&after=snapshot", Code::NotSupported, "after=snapshot"),
             ("datasets=a.b.c&ops=x", Code::BadRequest, "c, u, d, t, r"),
+            ("datasets=a.b.c&ops=g", Code::BadRequest, "c, u, d, t, r"),
             ("datasets=a.b.c&key=1", Code::NotSupported, "\"key\""),
             ("datasets=a.b.c&format=cloudevents", Code::NotSupported, "cloudevents"),
             ("datasets=a.b.c&format=xml", Code::BadRequest, "debezium"),
