@@ -22,7 +22,7 @@ use super::{Error, catalog, setup};
 use crate::log::{BatchBuilder, Writer};
 use crate::pg::{self, Connection, Target};
 use crate::registry::{NewViolation, Revision, Source};
-use crate::task::Tasks;
+use crate::task::{Failpoint, Tasks};
 use crate::vocab::{Lsn, limits};
 
 /// A batch is appended at this size even in the middle of a gulp or a transaction.
@@ -183,6 +183,7 @@ impl Streaming<'_> {
             let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
             counter!("cadastre_capture_changes_total", "source" => self.source.name.to_string())
                 .increment(count);
+            Failpoint::CaptureBeforeAppend.hit();
             writer.append(batch, confirm).await?;
         } else if let Some(end) = confirm {
             writer.advance(end);

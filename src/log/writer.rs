@@ -17,6 +17,7 @@ use super::chunk::CHUNK_BYTES_MAX;
 use super::error::chain;
 use super::live::Live;
 use super::{Batch, Error, Store};
+use crate::task::Failpoint;
 use crate::vocab::limits::BATCH_BYTES_MAX;
 use crate::vocab::{Lsn, Position, Retry};
 
@@ -125,8 +126,12 @@ impl Flush {
     pub(super) async fn run(self) {
         while self.wait().await {
             let batches = self.live.pending(APPEND_BYTES_MAX);
+            Failpoint::LogBeforeDurable.hit();
             match self.persist(&batches).await {
-                Ok(()) => self.live.made_durable(&batches),
+                Ok(()) => {
+                    Failpoint::LogAfterDurable.hit();
+                    self.live.made_durable(&batches);
+                }
                 Err(error) => {
                     if !matches!(error, Error::Stopped) {
                         tracing::error!(

@@ -3,7 +3,11 @@
 //! A [`Tasks`] owns every task started through it and the token that stops them. Dropping a
 //! running future is not how work ends: each task watches [`Tasks::stopping`] and returns.
 //! The room does not decide what to do about a failure; tasks that can fail loop over their own
-//! errors and report them.
+//! errors and report them. A [`Failpoint`] is where a test can have the process die.
+
+mod failpoint;
+
+pub use failpoint::Failpoint;
 
 use std::future::Future;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cadastre::task::Failpoint;
 use futures::future::join_all;
 
 use super::{follower, workload};
@@ -46,6 +47,30 @@ async fn a_server_killed_five_times_loses_and_doubles_nothing() {
 
     let follower = following.await.unwrap();
     assert!(follower.connections > 5, "{} connections", follower.connections);
+    follower.assert_equals(&workload::contents(&client).await, &workload::committed(&client).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_between_any_two_steps_loses_and_doubles_nothing() {
+    let cluster = Cluster::start().await;
+    let mut server = Server::start(&cluster.url("postgres")).await;
+    workload::prepare(&cluster, &server).await;
+    let (following, _) = follower::follow(&server);
+
+    let mut client = cluster.connect_as("shop", "orders_app").await;
+    for point in
+        [Failpoint::CaptureBeforeAppend, Failpoint::LogBeforeDurable, Failpoint::LogAfterDurable]
+    {
+        server.kill().await;
+        // More than one step of the log, so that it dies in the middle of what is to be captured.
+        workload::bulk_insert(&mut client, 20_000).await;
+        workload::churn(&client, 1, 1_000).await.unwrap();
+        server.restart_to_die_at(point, 2).await;
+        server.restart().await;
+    }
+    workload::finish(&client).await;
+
+    let follower = following.await.unwrap();
     follower.assert_equals(&workload::contents(&client).await, &workload::committed(&client).await);
 }
 

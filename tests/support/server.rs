@@ -1,10 +1,12 @@
 //! `cadastre up` as a child process, the way it runs in the field: it can be killed.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use cadastre::task::Failpoint;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -108,6 +110,22 @@ impl Server {
         ended.expect("the server ends in time after SIGTERM").expect("wait for the server")
     }
 
+    /// Starts it again to die the `count`-th time it comes to `point`, and waits until it has. It
+    /// must be idle or ended before, and whatever it captures has to make it pass that often.
+    pub(crate) async fn restart_to_die_at(&mut self, point: Failpoint, count: u32) {
+        let listen = self.url.trim_start_matches("http://").to_owned();
+        let mut env = self.env.clone();
+        env.push(("CADASTRE_FAILPOINTS".to_owned(), format!("{}={count}", point.name())));
+        let (args, dir) = (&self.args, self.dir.path());
+        let mut command = command(&self.database_url, &listen, args, &env, &self.log, dir);
+        self.child = command.spawn().expect("start the server");
+        let ended = tokio::time::timeout(WAIT, self.child.wait()).await;
+        let status = ended
+            .unwrap_or_else(|_| panic!("the server did not come to {} in time", point.name()))
+            .expect("wait for the server");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "died at {}", point.name());
+    }
+
     /// Starts it again, on the same port, after it has ended.
     pub(crate) async fn restart(&mut self) {
         let listen = self.url.trim_start_matches("http://").to_owned();
@@ -142,17 +160,18 @@ fn client_with(headers: HeaderMap) -> reqwest::Client {
         .expect("a client")
 }
 
-/// Starts the program and waits until it says where it listens, which it does when it is ready.
-async fn spawn(
+/// The program, about to be started.
+fn command(
     database_url: &str,
     listen: &str,
     args: &[String],
     env: &[(String, String)],
-    log: &std::path::Path,
-    dir: &std::path::Path,
-) -> (Child, String) {
+    log: &Path,
+    dir: &Path,
+) -> Command {
     let stderr = File::options().create(true).append(true).open(log).expect("open the log");
-    let mut child = Command::new(cadastre_bin())
+    let mut command = Command::new(cadastre_bin());
+    command
         .args(["up", "--database-url", database_url, "--listen", listen])
         .args(args)
         .current_dir(dir)
@@ -161,9 +180,21 @@ async fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(stderr)
-        .kill_on_drop(true)
-        .spawn()
-        .expect("start the server");
+        .kill_on_drop(true);
+    command
+}
+
+/// Starts the program and waits until it says where it listens, which it does when it is ready.
+async fn spawn(
+    database_url: &str,
+    listen: &str,
+    args: &[String],
+    env: &[(String, String)],
+    log: &Path,
+    dir: &Path,
+) -> (Child, String) {
+    let mut command = command(database_url, listen, args, env, log, dir);
+    let mut child = command.spawn().expect("start the server");
     let stdout = child.stdout.take().expect("its output is piped");
     let mut lines = BufReader::new(stdout).lines();
     let line = tokio::time::timeout(WAIT, lines.next_line()).await;
