@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 
-.PHONY: help setup demo test check fmt lint doc deny machete typos schema bench fuzz clean
+.PHONY: help setup demo test test-pg check fmt lint doc deny machete typos schema bench fuzz clean
 
 help: ## Lists the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: ## Installs the PostgreSQL server package and curl where they are missing
 	@scripts/setup
@@ -15,6 +15,9 @@ demo: setup ## Tells the whole story on a private PostgreSQL (ARGS=--once to end
 
 test: setup ## Runs every test
 	@scripts/run-tests $(CARGO)
+
+test-pg: ## Runs what depends on PostgreSQL's version on the oldest and the newest, fetched from npm
+	@scripts/test-postgres $(CARGO) 14 18
 
 check: fmt lint doc deny machete typos ## Formatting, lints, documentation, licences, spelling
 

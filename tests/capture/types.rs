@@ -197,8 +197,11 @@ async fn a_value_of_every_built_in_type_is_written_as_promised() {
     }
 
     // No type was forgotten: all are known, and those that can be entered have a sample. The types
-    // of the catalogs' own rows aside, whose arrays no table has.
+    // of the catalogs' own rows aside, whose arrays no table has. Category Z is for what has no
+    // input; before PostgreSQL 15 they were filed under strings.
     let all = "select t.oid, t.typname, t.typcategory in ('A', 'Z') or t.typname = 'gtsvector'
+                      or t.typname in ('pg_node_tree', 'pg_ndistinct', 'pg_dependencies',
+                        'pg_mcv_list', 'pg_brin_bloom_summary', 'pg_brin_minmax_multi_summary')
                  from pg_type t left join pg_type e on e.oid = t.typelem
                 where t.typtype in ('b', 'r', 'm') and t.typisdefined and t.oid < 10000
                   and (e.typtype is null or e.typtype not in ('c', 'p'))";

@@ -29,6 +29,13 @@ const ROUTES: [(&str, &str); 13] = [
     ("INSERT INTO orders SELECT 11, 'x' FROM generate_series(1, 0)", "insert"),
 ];
 
+/// The routes that this version of PostgreSQL has.
+async fn routes(client: &Client) -> Vec<(&'static str, &'static str)> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await;
+    let merges = row.unwrap().get::<_, i32>(0) >= 150_000;
+    ROUTES.into_iter().filter(|(route, _)| merges || !route.starts_with("MERGE")).collect()
+}
+
 /// Runs one route and leaves nothing of it.
 async fn attempt(client: &Client, route: &str) -> Result<(), tokio_postgres::Error> {
     client.batch_execute("BEGIN").await?;
@@ -41,19 +48,20 @@ async fn attempt(client: &Client, route: &str) -> Result<(), tokio_postgres::Err
 async fn the_owner_passes_by_every_route_and_nobody_else_by_any() {
     let shop = Shop::governed("enforce").await;
     let owner = shop.session("orders_app").await;
-    for (route, _) in ROUTES {
+    let routes = routes(&owner).await;
+    for (route, _) in &routes {
         attempt(&owner, route).await.unwrap_or_else(|error| panic!("{route}: {error:?}"));
     }
     let intruder = shop.session("billing_app").await;
-    for (route, _) in ROUTES {
+    for (route, _) in &routes {
         rejected(route, attempt(&intruder, route).await);
     }
-    let expected: Vec<_> = ROUTES
+    let expected: Vec<_> = routes
         .iter()
         .map(|(_, op)| ["rejected", op, "shop.public.orders", "billing", "billing_app"])
         .collect();
     // Each attempt is known although each transaction aborted; none of the owner's is there.
-    assert_eq!(shop.violations(ROUTES.len()).await, expected);
+    assert_eq!(shop.violations(routes.len()).await, expected);
 }
 
 #[tokio::test]
