@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::error::Error;
 use super::output;
-use crate::{api, capture, guard};
+use crate::{api, capture, guard, log};
 
 /// Prints a part of what others build against, or writes all of it.
 #[derive(Debug, Args)]
@@ -50,7 +50,10 @@ fn files(part: Part) -> Vec<(String, String)> {
     match part {
         Part::Graphql => vec![file("graphql/cadastre.graphql", &api::graphql_sdl())],
         Part::Openapi => vec![file("openapi.json", &api::openapi_json())],
-        Part::Events => vec![file("events/change.json", capture::CHANGE_SCHEMA)],
+        Part::Events => vec![
+            file("events/change.json", capture::CHANGE_SCHEMA),
+            file("events/gap.json", log::GAP_SCHEMA),
+        ],
         Part::Guard => {
             guard::SCHEMA.iter().map(|(name, text)| file(&format!("guard/{name}"), text)).collect()
         }
