@@ -19,6 +19,18 @@ pub(super) const VIOLATION: &[u8] = b"cadastre.violation";
 /// already knows.
 pub(super) const OWNERSHIP: &[u8] = b"cadastre.ownership";
 
+/// Prefix of the message that this program sends through a source and expects back.
+pub(super) const HEARTBEAT: &[u8] = b"cadastre.heartbeat";
+
+/// A heartbeat.
+#[derive(Debug, Deserialize)]
+pub(super) struct HeartbeatMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    /// Which process sent it, and its number there.
+    pub(super) id: String,
+}
+
 /// Why a message names the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -62,6 +62,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// A word for it in metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "connect",
+            Self::Server { .. } => "server",
+            Self::Protocol { .. } => "protocol",
+            Self::Closed => "closed",
+            Self::Silent { .. } => "silent",
+            Self::Io(_) => "io",
+            Self::Stream(_) => "stream",
+            Self::Source(_) => "source",
+            Self::Log(_) => "log",
+            Self::Registry(_) => "registry",
+            Self::EpochsExhausted { .. } => "epochs",
+        }
+    }
+
     /// Whether a new session may succeed. Everything that a restart, a mended network or a changed
     /// setting can heal is worth another try.
     pub fn retry(&self) -> Retry {

@@ -13,8 +13,11 @@
 //! and is said in [`SourceStatus`], it is never skipped; each source is captured by itself and a
 //! broken one touches no other.
 //!
+//! A [`heartbeat`] through each source tells a stream that stands still from one that is quiet.
+//!
 //! Not here: who may write (the guard decides that, inside PostgreSQL), who reads (the feed).
 
+mod heartbeat;
 mod service;
 mod session;
 mod setup;

@@ -8,8 +8,10 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use serde::Serialize;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::heartbeat::{self, Pulse};
 use super::session::Session;
 use super::{Error, session};
 use crate::config::{CaptureOptions, PostgresOptions};
@@ -33,6 +35,11 @@ pub enum State {
     Connecting,
     /// Changes are read as they commit.
     Streaming,
+    /// It streams, but its heartbeat does not come back.
+    Stalled {
+        /// Since when, and how far behind.
+        reason: String,
+    },
     /// It does not stream; it is tried again.
     Failing {
         /// What went wrong, without secrets.
@@ -69,6 +76,8 @@ pub(super) struct Shared {
     pub(super) options: CaptureOptions,
     /// How each source stands.
     states: RwLock<BTreeMap<SourceName, State>>,
+    /// The heartbeat of each source that is captured.
+    pulses: RwLock<BTreeMap<SourceName, Arc<Pulse>>>,
 }
 
 impl Captures {
@@ -79,18 +88,25 @@ impl Captures {
         postgres: PostgresOptions,
         options: CaptureOptions,
     ) -> Self {
-        let states = RwLock::default();
-        Self { shared: Arc::new(Shared { registry, log, postgres, options, states }) }
+        let (states, pulses) = (RwLock::default(), RwLock::default());
+        Self { shared: Arc::new(Shared { registry, log, postgres, options, states, pulses }) }
     }
 
     /// How each registered source stands, by name. A source whose capture has not begun is
     /// `Connecting`.
     pub fn status(&self) -> Vec<SourceStatus> {
+        let now = Instant::now();
         let states = self.shared.states.read();
+        let pulses = self.shared.pulses.read();
         let snapshot = self.shared.registry.snapshot();
-        let status = |source: &SourceName| SourceStatus {
-            source: source.clone(),
-            state: states.get(source).cloned().unwrap_or(State::Connecting),
+        let status = |source: &SourceName| {
+            let state = states.get(source).cloned().unwrap_or(State::Connecting);
+            let stall = || pulses.get(source)?.stall(now);
+            let state = match state {
+                State::Streaming => stall().map_or(state, |reason| State::Stalled { reason }),
+                other => other,
+            };
+            SourceStatus { source: source.clone(), state }
         };
         snapshot.sources.keys().map(status).collect()
     }
@@ -116,6 +132,7 @@ impl Captures {
                     capture.stop(STOP_GRACE).await;
                 }
                 self.shared.states.write().remove(&name);
+                self.shared.pulses.write().remove(&name);
             }
             for (name, source) in &snapshot.sources {
                 running.entry(name.clone()).or_insert_with(|| {
@@ -150,6 +167,7 @@ impl Shared {
         match state {
             State::Connecting => tracing::debug!(%source, "connecting"),
             State::Streaming => tracing::info!(%source, "streaming"),
+            State::Stalled { reason } => tracing::warn!(%source, reason, "capture stands still"),
             State::Failing { reason } => {
                 tracing::warn!(%source, reason, "capture interrupted; trying again");
             }
@@ -163,8 +181,19 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
     let mut writer: Option<Writer> = None;
     let mut backoff = Backoff::new(shared.options.backoff);
     shared.set_state(&source.name, State::Connecting);
+    let pulse = Arc::new(Pulse::new(shared.options.heartbeat_deadline));
+    shared.pulses.write().insert(source.name.clone(), Arc::clone(&pulse));
+    tasks.spawn("capture heartbeat", {
+        let (shared, source) = (Arc::clone(&shared), Arc::clone(&source));
+        let (pulse, stop) = (Arc::clone(&pulse), stop.clone());
+        async move {
+            let (postgres, options) = (&shared.postgres, &shared.options);
+            let (source, pulse) = (source.as_ref(), pulse.as_ref());
+            heartbeat::Sender { pulse, source, postgres, options }.run(stop).await;
+        }
+    });
     while !stop.is_cancelled() {
-        let session = Session { shared: &shared, source: &source, tasks: &tasks };
+        let session = Session { shared: &shared, source: &source, tasks: &tasks, pulse: &pulse };
         let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -173,7 +202,8 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
         let Err(ended) = outcome else { continue };
         counter!(
             "cadastre_capture_interruptions_total",
-            "source" => source.name.to_string()
+            "source" => source.name.to_string(),
+            "kind" => ended.error.kind()
         )
         .increment(1);
         if ended.streamed {

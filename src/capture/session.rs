@@ -14,8 +14,10 @@
 use chrono::Utc;
 use metrics::{counter, gauge};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::assemble::{Assembler, Output, Received, StreamOrigin};
+use super::heartbeat::Pulse;
 use super::service::{Shared, State};
 use super::stream::{self, Event, Stream};
 use super::{Error, catalog, setup};
@@ -51,6 +53,8 @@ pub(super) struct Session<'a> {
     pub(super) source: &'a Source,
     /// Owns the feedback task.
     pub(super) tasks: &'a Tasks,
+    /// Whether heartbeats come back.
+    pub(super) pulse: &'a Pulse,
 }
 
 /// A session that streams.
@@ -68,6 +72,12 @@ struct Streaming<'a> {
     violations: Vec<NewViolation>,
     /// End of the last transaction that is wholly in `batch` or before it.
     confirm: Option<Lsn>,
+    /// Everything up to here is confirmed once it is durable.
+    handed: Lsn,
+    /// Whether heartbeats come back.
+    pulse: &'a Pulse,
+    /// Heartbeats read since the last gulp.
+    heard: Vec<String>,
 }
 
 impl Session<'_> {
@@ -85,7 +95,7 @@ impl Session<'_> {
 
     /// Makes sure of publication and slot, and starts the stream.
     async fn begin(&self, writer: &Writer) -> Result<Streaming<'_>, Error> {
-        let Self { shared, source, tasks } = self;
+        let Self { shared, source, tasks, pulse } = self;
         let changes = shared.registry.changes();
         let target = Target::resolve(&source.url)?;
         let catalog = target.connect("cadastre catalog", &shared.postgres).await?;
@@ -100,6 +110,7 @@ impl Session<'_> {
         .await?;
         let feedback = feedback.run(writer.durable(), shared.options.feedback);
         tasks.spawn("capture feedback", feedback);
+        pulse.expect(writer.durable(), Instant::now());
         Ok(Streaming {
             shared,
             source,
@@ -119,6 +130,9 @@ impl Session<'_> {
             batch: BatchBuilder::new(),
             violations: Vec::new(),
             confirm: None,
+            handed: Lsn::ZERO,
+            pulse,
+            heard: Vec::new(),
         })
     }
 }
@@ -146,6 +160,13 @@ impl Streaming<'_> {
                             self.assembler.learn(types.map_err(pg::Error::from)?);
                         }
                         Output::Violation(violation) => self.violations.push(*violation),
+                        Output::Heartbeat { lsn, id } => {
+                            // All before it has been read; in a transaction its end has not.
+                            if !self.assembler.in_transaction() {
+                                self.confirm = self.confirm.max(Some(lsn));
+                            }
+                            self.heard.push(id);
+                        }
                         Output::Committed { end, .. } => self.confirm = Some(end),
                     }
                     if self.batch.bytes_len() >= BATCH_BYTES {
@@ -165,6 +186,9 @@ impl Streaming<'_> {
             && !self.assembler.in_transaction()
         {
             writer.advance(end);
+        }
+        for id in self.heard.drain(..) {
+            self.pulse.read(&id, self.handed);
         }
         Ok(())
     }
@@ -189,6 +213,7 @@ impl Streaming<'_> {
             writer.advance(end);
         }
         if let Some(end) = confirm {
+            self.handed = end;
             let behind = end.get().saturating_sub(writer.durable().borrow().get());
             gauge!("cadastre_capture_unconfirmed_bytes", "source" => self.source.name.to_string())
                 .set(behind as f64);

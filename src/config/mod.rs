@@ -53,6 +53,15 @@ pub struct CaptureOptions {
     /// Longest pause between attempts to reconnect.
     #[arg(long, env = "CADASTRE_CAPTURE_BACKOFF", default_value = "5s", value_parser = duration)]
     pub backoff: Duration,
+    /// How often a heartbeat is sent through each source, to come back through its slot. It also
+    /// lets the slot of an idle source move on. More often costs a few bytes of WAL each time.
+    #[arg(long, env = "CADASTRE_HEARTBEAT", default_value = "5s", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// Longest that no heartbeat may come back before the source counts as standing still and
+    /// `/readyz` says so. Must be several times `--heartbeat`; a large transaction that takes longer
+    /// to read counts as standing still too.
+    #[arg(long, env = "CADASTRE_HEARTBEAT_DEADLINE", default_value = "30s", value_parser = duration)]
+    pub heartbeat_deadline: Duration,
     /// How long a small chunk waits for company before it is written to the log. Subscribers do
     /// not wait for it; only the confirmation of the slot does.
     #[arg(long, env = "CADASTRE_LOG_LINGER", default_value = "20ms", value_parser = duration)]

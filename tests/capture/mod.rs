@@ -1,3 +1,4 @@
 //! Capture against a real PostgreSQL.
 
+mod heartbeat;
 mod types;

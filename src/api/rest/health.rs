@@ -73,7 +73,9 @@ fn reason(status: &SourceStatus) -> Option<String> {
     match &status.state {
         State::Streaming => None,
         State::Connecting => Some(format!("source \"{source}\" is connecting")),
-        State::Failing { reason } => Some(format!("source \"{source}\": {reason}")),
+        State::Stalled { reason } | State::Failing { reason } => {
+            Some(format!("source \"{source}\": {reason}"))
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::attribute::{self, Reason, ViolationMessage, WriterMessage};
+use super::attribute::{self, HeartbeatMessage, Reason, ViolationMessage, WriterMessage};
 use super::catalog::Types;
 use super::decode::{Message, Old, Relation, Truncate, Tuple, decode};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
@@ -95,6 +95,13 @@ pub enum Output {
     TypesWanted(Vec<u32>),
     /// The guard reports a violation.
     Violation(Box<NewViolation>),
+    /// A heartbeat of some process came through.
+    Heartbeat {
+        /// Where it stands in the WAL.
+        lsn: Lsn,
+        /// Which it is.
+        id: String,
+    },
     /// A transaction has ended.
     Committed {
         /// What may be confirmed once all changes pushed so far are durable.
@@ -257,12 +264,11 @@ impl Assembler {
                     _ => ignore("unknown"),
                 }
             }
-            Message::Logical { transactional: false, lsn, prefix, content } => {
-                if prefix == attribute::VIOLATION {
-                    return Ok(self.violation(lsn, content));
-                }
-                ignore("unknown");
-            }
+            Message::Logical { transactional: false, lsn, prefix, content } => match prefix {
+                attribute::VIOLATION => return Ok(self.violation(lsn, content)),
+                attribute::HEARTBEAT => return Ok(heartbeat(lsn, content)),
+                _ => ignore("unknown"),
+            },
             Message::Origin { .. } | Message::Type { .. } => {}
         }
         Ok(Output::Nothing)
@@ -378,6 +384,16 @@ impl Assembler {
             self.registry.service_by_role.get(&(self.origin.source.clone(), role)).cloned()
         });
         registered.or_else(|| said?.parse().ok())
+    }
+}
+
+fn heartbeat(lsn: Lsn, content: &[u8]) -> Output {
+    match attribute::parse::<HeartbeatMessage>(content) {
+        Some(message) => Output::Heartbeat { lsn, id: message.id },
+        None => {
+            ignore("malformed");
+            Output::Nothing
+        }
     }
 }
 
