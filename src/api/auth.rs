@@ -1,131 +1,177 @@
 //! Who is asking: bearer tokens.
 //!
-//! Every route needs a token unless [`PUBLIC`] names it, so that a new route is closed by default.
-//! Tokens are random and long, which is why a plain SHA-256 of them is enough to keep; digests are
-//! compared in constant time. A token never reaches a log line or a message.
+//! A token is the static admin token of the server or one that the registry holds; both are known
+//! by their SHA-256 alone and answered from memory. A token never reaches a log line or a message.
+//! What its bearer may do is decided by [`super::access`].
+
+use std::future::{Ready, ready};
 
 use actix_web::body::{BoxBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::middleware::Next;
-use actix_web::{HttpMessage, web};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use chrono::Utc;
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
 
+use super::access::{self, Needs};
 use super::code::Code;
 use super::problem::Problem;
-use super::server::Shared;
+use super::server::{Context, Shared};
+pub use crate::registry::Principal;
+use crate::registry::{TokenDigest, TokenId};
 
-/// The routes that answer anyone: they tell nothing of what the registry or the log holds.
-pub(super) const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/v1/openapi.json"];
-
-/// Who a token stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Principal {
-    /// May read and change everything.
-    Admin,
-}
-
-/// The tokens this server knows, as digests.
+/// The static admin token, as its digest.
 #[derive(Debug, Clone)]
 pub struct Tokens {
-    admin: [u8; 32],
+    admin: TokenDigest,
 }
 
 impl Tokens {
     /// Knows this admin token.
     pub fn new(admin: &SecretString) -> Self {
-        Self { admin: digest(admin.expose_secret()) }
+        Self { admin: TokenDigest::of(admin.expose_secret()) }
     }
 
-    /// Who `authorization` (the value of such a header) stands for.
-    pub(super) fn authenticate(&self, authorization: &str) -> Result<Principal, Problem> {
-        let token = match authorization.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            Some(_) | None => {
-                return Err(Problem::new(
-                    Code::Unauthenticated,
-                    "expected the header Authorization: Bearer cad_…",
-                ));
-            }
-        };
-        if same(&self.admin, &digest(token)) {
-            return Ok(Principal::Admin);
+    /// Whether this is it.
+    fn is_admin(&self, token: &str) -> bool {
+        self.admin.is(&TokenDigest::of(token))
+    }
+}
+
+/// Who a request is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// Whom the token stands for.
+    pub(super) principal: Principal,
+    /// Which token; `None` for the static admin token.
+    pub(super) token: Option<TokenId>,
+}
+
+impl Caller {
+    /// Whether the token still stands for the same: it may have been revoked or have expired since.
+    pub(super) fn is_still_valid(&self, context: &Context) -> bool {
+        let Some(id) = &self.token else { return true };
+        let snapshot = context.registry.snapshot();
+        snapshot.grants.get(id).is_some_and(|grant| grant.is_valid(Utc::now()))
+    }
+
+    /// Who is written down as having done something.
+    pub(super) fn actor(&self) -> String {
+        match &self.token {
+            Some(id) => format!("{} (token {id})", self.principal),
+            None => self.principal.to_string(),
         }
-        Err(Problem::new(Code::InvalidToken, "the token is unknown or has been revoked"))
-    }
-
-    /// Who the request is from; `None` when it does not say.
-    pub(super) fn caller(&self, headers: &HeaderMap) -> Result<Option<Principal>, Problem> {
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
-            return Ok(None);
-        };
-        self.authenticate(value.to_str().unwrap_or_default()).map(Some)
     }
 }
 
-fn digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
+/// A handler that takes a [`Caller`] is for who has said who they are.
+impl FromRequest for Caller {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        ready(request.extensions().get::<Self>().cloned().ok_or_else(unauthenticated))
+    }
 }
 
-/// Whether two digests are equal, in the same time wherever they differ.
-fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+/// Who `authorization` (the value of such a header) stands for.
+pub(super) fn authenticate(context: &Context, authorization: &str) -> Result<Caller, Problem> {
+    let token = bearer(authorization)?;
+    if context.tokens.is_admin(token) {
+        return Ok(Caller { principal: Principal::Admin, token: None });
+    }
+    match context.registry.authenticate(token) {
+        Some(grant) => Ok(Caller { principal: grant.principal, token: Some(grant.id) }),
+        None => Err(invalid_token()),
+    }
 }
 
-/// Middleware: turns away who does not say who they are.
+/// The problem of a token that stands for nobody.
+pub(super) fn invalid_token() -> Problem {
+    Problem::new(
+        Code::InvalidToken,
+        "the token is unknown or has been revoked, or its time is over",
+    )
+}
+
+fn unauthenticated() -> Problem {
+    Problem::new(Code::Unauthenticated, "expected the header Authorization: Bearer cad_…")
+}
+
+/// The token in the value of an `Authorization` header.
+fn bearer(authorization: &str) -> Result<&str, Problem> {
+    match authorization.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
+        Some(_) | None => Err(unauthenticated()),
+    }
+}
+
+/// Who the request is from; `None` when it does not say.
+fn caller(context: &Context, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    authenticate(context, value.to_str().unwrap_or_default()).map(Some)
+}
+
+/// Middleware: turns away who does not say who they are, and who may never ask for this route.
 ///
 /// A WebSocket may say so later, in `connection_init`, because browsers cannot set its headers.
 pub(super) async fn require<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
-    let caller = match request.app_data::<web::Data<Shared>>() {
-        Some(shared) => shared.context.tokens.caller(request.headers()),
-        None => Err(Problem::internal("the application has no shared state")),
-    };
-    let public = PUBLIC.contains(&request.path());
-    let later = request.path() == "/graphql" && request.headers().contains_key(header::UPGRADE);
-    match caller {
-        _ if public => {}
-        Ok(Some(principal)) => {
-            request.extensions_mut().insert(principal);
+    match admit(&request) {
+        Ok(Some(caller)) => {
+            request.extensions_mut().insert(caller);
         }
-        Ok(None) if later => {}
-        Ok(None) => {
-            let problem = Problem::new(
-                Code::Unauthenticated,
-                "expected the header Authorization: Bearer cad_…",
-            );
-            return Ok(request.error_response(problem));
-        }
+        Ok(None) => {}
         Err(problem) => return Ok(request.error_response(problem)),
     }
     Ok(next.call(request).await?.map_into_boxed_body())
+}
+
+/// Who may go on, if they have to say who they are.
+fn admit(request: &ServiceRequest) -> Result<Option<Caller>, Problem> {
+    let route = request.match_pattern();
+    let needs = access::of_route(request.method().as_str(), route.as_deref());
+    if needs == Needs::Nothing {
+        return Ok(None);
+    }
+    let shared = request
+        .app_data::<web::Data<Shared>>()
+        .ok_or_else(|| Problem::internal("the application has no shared state"))?;
+    let later = request.path() == "/graphql" && request.headers().contains_key(header::UPGRADE);
+    match caller(&shared.context, request.headers())? {
+        Some(caller) => {
+            let what = format!("{} {}", request.method(), route.as_deref().unwrap_or("this"));
+            access::allow(&caller, needs, &what)?;
+            Ok(Some(caller))
+        }
+        None if later => Ok(None),
+        None => Err(unauthenticated()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tokens() -> Tokens {
-        Tokens::new(&SecretString::from("cad_right"))
-    }
-
     #[test]
     fn the_admin_token_is_known_by_its_digest() {
-        assert_eq!(tokens().authenticate("Bearer cad_right").unwrap(), Principal::Admin);
-        assert_eq!(tokens().authenticate("bearer cad_right").unwrap(), Principal::Admin);
-        assert!(!format!("{:?}", tokens()).contains("cad_right"));
+        let tokens = Tokens::new(&SecretString::from("cad_right"));
+        assert!(tokens.is_admin("cad_right"));
+        assert!(!tokens.is_admin("cad_wrong") && !tokens.is_admin(""));
+        assert!(!format!("{tokens:?}").contains("cad_right"));
     }
 
     #[test]
-    fn a_wrong_token_and_no_token_are_told_apart() {
-        let code = |value: &str| tokens().authenticate(value).unwrap_err().code();
-        assert_eq!(code("Bearer cad_wrong"), Code::InvalidToken);
-        assert_eq!(code("Bearer "), Code::InvalidToken);
-        assert_eq!(code("Basic YTpi"), Code::Unauthenticated);
-        assert_eq!(code("cad_right"), Code::Unauthenticated);
-        assert_eq!(tokens().caller(&HeaderMap::new()).unwrap(), None);
+    fn a_header_without_a_bearer_token_says_nothing() {
+        assert_eq!(bearer("Bearer cad_x").unwrap(), "cad_x");
+        assert_eq!(bearer("bearer  cad_x ").unwrap(), "cad_x");
+        for value in ["Basic YTpi", "cad_x", ""] {
+            assert_eq!(bearer(value).unwrap_err().code(), Code::Unauthenticated);
+        }
     }
 }

@@ -11,6 +11,8 @@ pub(super) enum Code {
     Unauthenticated,
     /// A token was given that is not one of ours.
     InvalidToken,
+    /// The token is good, but not for this.
+    Forbidden,
     /// No such route or object.
     NotFound,
     /// No dataset has this name.
@@ -57,6 +59,7 @@ impl Code {
         match self {
             Self::Unauthenticated => "unauthenticated",
             Self::InvalidToken => "invalid_token",
+            Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::UnknownDataset => "unknown_dataset",
             Self::UnknownService => "unknown_service",
@@ -88,6 +91,7 @@ impl Code {
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Unauthenticated | Self::InvalidToken => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound | Self::UnknownDataset | Self::UnknownService | Self::UnknownSource => {
                 StatusCode::NOT_FOUND
             }
@@ -112,6 +116,7 @@ impl Code {
         match self {
             Self::Unauthenticated => "A token is needed",
             Self::InvalidToken => "The token is not valid",
+            Self::Forbidden => "The token does not allow this",
             Self::NotFound => "There is nothing here",
             Self::UnknownDataset => "No dataset has this name",
             Self::UnknownService => "No service has this name",

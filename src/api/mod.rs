@@ -10,12 +10,14 @@
 //! nothing about ownership. Whatever fails becomes a [`problem`], by one table for REST and
 //! GraphQL.
 //!
-//! Invariants: a route needs a token unless it is listed as public; every response names its
+//! Invariants: what a route or a field needs of its caller stands in one table, and what stands
+//! nowhere is closed; every response names its
 //! request; no answer is built from more than one registry snapshot; what a slow client has not
 //! taken is bounded; every feed ends with a reason its reader can see, or with the server.
 //!
 //! actix and async-graphql types stop here.
 
+mod access;
 mod auth;
 mod code;
 mod error;

@@ -138,7 +138,8 @@ impl Problem {
             Code::MethodNotAllowed => {
                 response.insert_header((header::ALLOW, self.allow.unwrap_or_default()));
             }
-            Code::NotFound
+            Code::Forbidden
+            | Code::NotFound
             | Code::UnknownDataset
             | Code::UnknownService
             | Code::UnknownSource
@@ -177,6 +178,12 @@ impl ResponseError for Problem {
 impl From<NameError> for Problem {
     fn from(error: NameError) -> Self {
         Self::new(Code::MalformedName, error.to_string())
+    }
+}
+
+impl From<registry::TokenIdError> for Problem {
+    fn from(error: registry::TokenIdError) -> Self {
+        Self::new(Code::BadRequest, error.to_string())
     }
 }
 

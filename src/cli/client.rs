@@ -255,10 +255,19 @@ impl Client {
         query: &str,
         variables: serde_json::Value,
     ) -> Result<T, Error> {
+        self.graphql_within(ANSWER, query, variables).await
+    }
+
+    async fn graphql_within<T: DeserializeOwned>(
+        &self,
+        timeout: Duration,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> Result<T, Error> {
         let body = serde_json::json!({ "query": query, "variables": variables });
         let request = self
             .request(Method::POST, self.url(&["graphql"])?)
-            .timeout(ANSWER)
+            .timeout(timeout)
             .header("accept", "application/graphql-response+json, application/json")
             .json(&body);
         let answer: GraphqlAnswer<T> = self.json(request).await?;
@@ -266,6 +275,24 @@ impl Client {
             (None, Some(data)) => Ok(data),
             (error, _) => Err(Error::Problem(error.unwrap_or_default().into())),
         }
+    }
+
+    /// A GraphQL mutation of one field; its payload. What stands in `userErrors`, which `query` must
+    /// ask for, becomes [`Error::Problem`].
+    pub(crate) async fn mutation<T: DeserializeOwned>(
+        &self,
+        field: &str,
+        query: &str,
+        variables: serde_json::Value,
+    ) -> Result<T, Error> {
+        let malformed = |source| Error::Answer { url: self.base.to_string(), source };
+        let mut data: serde_json::Value = self.graphql_within(APPLY, query, variables).await?;
+        let payload = data.get_mut(field).map(serde_json::Value::take).unwrap_or_default();
+        let refused: Refused = serde_json::from_value(payload.clone()).map_err(malformed)?;
+        if !refused.user_errors.is_empty() {
+            return Err(Error::Problem(refused.into()));
+        }
+        serde_json::from_value(payload).map_err(malformed)
     }
 
     /// Opens a feed as NDJSON.
@@ -304,6 +331,33 @@ struct Extensions {
     request_id: Option<String>,
 }
 
+/// What the payload of every mutation has.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Refused {
+    user_errors: Vec<UserError>,
+}
+
+/// Something about a change that the caller can mend.
+#[derive(Debug, Deserialize)]
+struct UserError {
+    code: String,
+    message: String,
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let code = refused.user_errors.first().map(|error| error.code.to_ascii_lowercase());
+        let messages: Vec<_> = refused.user_errors.into_iter().map(|error| error.message).collect();
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY.as_u16(),
+            code: code.unwrap_or_default(),
+            detail: Some(messages.join("\n")),
+            ..Self::default()
+        }
+    }
+}
+
 /// A GraphQL answer.
 #[derive(Debug, Deserialize)]
 #[serde(bound = "T: DeserializeOwned")]
@@ -319,6 +373,7 @@ impl From<GraphqlError> for Problem {
         let code = error.extensions.code.to_ascii_lowercase();
         let status = match code.as_str() {
             "unauthenticated" | "invalid_token" => 401,
+            "forbidden" => 403,
             "not_found" | "unknown_dataset" | "unknown_service" | "unknown_source" => 404,
             "busy" | "unavailable" => 503,
             "internal" => 500,

@@ -21,6 +21,7 @@ mod owner;
 mod plan;
 mod schema;
 mod tail;
+mod token;
 mod up;
 
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ enum Command {
     Owner(owner::Owner),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    Token(token::TokenCommand),
     Schema(schema::Schema),
 }
 
@@ -93,6 +95,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Owner(command) => owner::run(command).await,
             Command::Check(command) => check::run(command).await,
             Command::Doctor(command) => doctor::run(command).await,
+            Command::Token(command) => token::run(command).await,
             Command::Schema(command) => schema::run(&command),
         }
     });

@@ -17,6 +17,9 @@ pub(super) const CHANNEL: &str = "cadastre_registry";
 /// How often the stored revision is looked at without having been told.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
+/// How often it is written down when tokens were last seen.
+const WRITE_USES_EVERY: Duration = Duration::from_secs(60);
+
 /// Shortest and longest pause before listening again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -25,8 +28,11 @@ impl Registry {
     /// Follows the database until `stop`. Failures are passing by nature here: they are logged and
     /// tried again.
     pub async fn run(self, stop: CancellationToken) {
-        let follow = async { tokio::join!(self.listen(), self.look()) };
-        stop.run_until_cancelled(follow).await;
+        let follow = async { tokio::join!(self.listen(), self.look(), self.write_uses()) };
+        Box::pin(stop.run_until_cancelled(follow)).await;
+        if let Err(error) = self.token_uses_write().await {
+            tracing::debug!(error = %error, "the last uses of tokens were not written down");
+        }
     }
 
     async fn listen(&self) {
@@ -79,6 +85,16 @@ impl Registry {
                 }
             }
             tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Writes down now and then which tokens were used.
+    async fn write_uses(&self) {
+        loop {
+            tokio::time::sleep(WRITE_USES_EVERY).await;
+            if let Err(error) = self.token_uses_write().await {
+                tracing::debug!(error = %error, "uses of tokens not written down yet");
+            }
         }
     }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Error, GuardState, Mutation, NewViolation, OwnershipPeriod, Revision, Snapshot, Verdict,
-    Violation, mutation, store,
+    Error, Grant, GuardState, Mutation, NewToken, NewViolation, OwnershipPeriod, Revision,
+    Snapshot, Token, TokenId, Verdict, Violation, mutation, store, token,
 };
 use crate::pg::{self, Pool, PooledConnection};
 use crate::vocab::{DatasetId, DatasetName, Epoch, ServiceName, SourceId};
@@ -47,6 +48,7 @@ struct Shared {
     snapshot: ArcSwap<Snapshot>,
     changes: watch::Sender<Revision>,
     violations: broadcast::Sender<Arc<Violation>>,
+    uses: token::Uses,
 }
 
 impl Registry {
@@ -60,6 +62,7 @@ impl Registry {
             snapshot: ArcSwap::default(),
             changes: watch::Sender::new(Revision::default()),
             violations: broadcast::Sender::new(VIOLATIONS_LIVE_MAX),
+            uses: token::Uses::default(),
         };
         let registry = Self { shared: Arc::new(shared) };
         registry.refresh().await?;
@@ -197,6 +200,101 @@ impl Registry {
         at: DateTime<Utc>,
     ) -> Result<Option<ServiceName>, Error> {
         self.within(async |connection| Ok(store::owner_at(connection, dataset, at).await?)).await
+    }
+
+    /// Whom this token stands for now, if anyone; answered from memory, and noted as its use.
+    pub fn authenticate(&self, token: &str) -> Option<Grant> {
+        let now = Utc::now();
+        let grant = self.snapshot().grant_of(token, now)?.clone();
+        self.shared.uses.note(&grant.id, now);
+        Some(grant)
+    }
+
+    /// Makes a token. The secret is returned here and can be had nowhere else.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for its service; [`Error::Invalid`] for an expiry in the past or a text
+    /// that cannot be stored; [`Error::Conflict`] when there are too many; [`Error::Unavailable`].
+    pub async fn token_create(
+        &self,
+        new: NewToken,
+    ) -> Result<(Token, SecretString, Revision), Error> {
+        if let Some(description) = &new.description {
+            mutation::text("description", description)?;
+        }
+        if new.expires_at.is_some_and(|end| end <= Utc::now()) {
+            let message = "expected a time to come".to_owned();
+            return Err(Error::Invalid { field: "expiresAt", message });
+        }
+        let (id, secret) = token::generate();
+        let digest = token::digest(&secret);
+        let create = async |connection: &mut PooledConnection| {
+            store::token_create(connection, &new, &id, &digest).await
+        };
+        let (token, after) = self.within(create).await?;
+        Ok((token, secret, self.publish(after)))
+    }
+
+    /// Revokes a token, for every instance, for good.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn token_revoke(&self, id: &TokenId) -> Result<(Token, Revision), Error> {
+        let revoke =
+            async |connection: &mut PooledConnection| store::token_revoke(connection, id).await;
+        let (token, after) = self.within(revoke).await?;
+        let revision = self.publish(after);
+        Ok((self.with_last_use(token), revision))
+    }
+
+    /// The token with this id, revoked or not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn token(&self, id: &TokenId) -> Result<Token, Error> {
+        let token = self.within(async |connection| store::token(connection, id).await).await?;
+        Ok(self.with_last_use(token))
+    }
+
+    /// One page of tokens, newest first, of one service or of everyone; `after` is the number the
+    /// last page ended with.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn tokens(
+        &self,
+        service: Option<&ServiceName>,
+        page: Page<i64>,
+    ) -> Result<Vec<Token>, Error> {
+        let list = async |connection: &mut PooledConnection| {
+            Ok(store::tokens(connection, service, page).await?)
+        };
+        let tokens = self.within(list).await?;
+        Ok(tokens.into_iter().map(|token| self.with_last_use(token)).collect())
+    }
+
+    fn with_last_use(&self, token: Token) -> Token {
+        let last_used_at = self.shared.uses.last(&token.id).max(token.last_used_at);
+        Token { last_used_at, ..token }
+    }
+
+    /// Writes down when tokens were last seen.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; what was not written is kept for the next time.
+    pub(super) async fn token_uses_write(&self) -> Result<(), Error> {
+        let uses = self.shared.uses.take();
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let write = async |connection: &mut PooledConnection| {
+            Ok(store::token_uses(connection, &uses).await?)
+        };
+        let written = self.within(write).await;
+        if written.is_err() {
+            self.shared.uses.give_back(uses);
+        }
+        written
     }
 
     /// Whether the database answers.

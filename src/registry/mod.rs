@@ -17,6 +17,7 @@
 //! - Writers take turns on the row of `registry_state`, so revisions have no gaps and no two
 //!   writers see each other half done.
 //! - A snapshot is one consistent state, and revisions a reader sees never go backwards.
+//! - Of a token only its digest is kept, and a revoked one is in no later snapshot.
 //! - Connection strings are kept as declared, references to the environment unresolved.
 //!
 //! A [`manifest`] is the declared state as a file. What this room does *not* do: touch a source;
@@ -31,8 +32,10 @@ mod mutation;
 mod schema;
 mod snapshot;
 mod store;
+mod token;
 
 pub use error::Error;
 pub use handle::{Page, Registry, ViolationFilter};
 pub use model::*;
 pub use snapshot::Decision;
+pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::token::{Grant, TokenId};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Mode, RoleName, ServiceName, SourceId, SourceName,
 };
@@ -139,6 +140,8 @@ pub struct Snapshot {
     pub datasets_by_id: HashMap<DatasetId, Arc<Dataset>>,
     /// The service a role writes for, by source and role.
     pub service_by_role: HashMap<(SourceName, RoleName), ServiceName>,
+    /// What tokens are good for, by id; revoked ones are not here.
+    pub grants: HashMap<TokenId, Grant>,
 }
 
 /// One change of the registry. A list of them is applied whole or not at all.

@@ -39,7 +39,7 @@ pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
 }
 
 /// PostgreSQL's `text` holds any character but NUL.
-fn text(field: &'static str, value: &str) -> Result<(), Error> {
+pub(super) fn text(field: &'static str, value: &str) -> Result<(), Error> {
     if value.contains('\0') { Err(nul(field)) } else { Ok(()) }
 }
 

@@ -93,16 +93,34 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    tokens (number) {
+        number -> Int8,
+        id -> Text,
+        digest -> Bytea,
+        role -> Text,
+        service_id -> Nullable<Int4>,
+        description -> Nullable<Text>,
+        created_at -> Timestamptz,
+        created_by -> Text,
+        expires_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
+        last_used_at -> Nullable<Timestamptz>,
+    }
+}
+
 diesel::joinable!(datasets -> sources (source_id));
 diesel::joinable!(datasets -> services (owner_id));
 diesel::joinable!(service_roles -> sources (source_id));
 diesel::joinable!(ownership_periods -> services (service_id));
 diesel::joinable!(subscriptions -> services (service_id));
+diesel::joinable!(tokens -> services (service_id));
 diesel::allow_tables_to_appear_in_same_query!(
     services,
     sources,
     service_roles,
     datasets,
     ownership_periods,
-    subscriptions
+    subscriptions,
+    tokens
 );

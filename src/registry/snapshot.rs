@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
+use super::token::{self, Grant, TokenId};
 use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
 use crate::vocab::{DatasetName, Mode, ServiceName};
 
@@ -48,7 +51,18 @@ impl Snapshot {
                 .map(|it| (it.name.clone(), Arc::new(it)))
                 .collect(),
             service_by_role,
+            grants: HashMap::new(),
         }
+    }
+
+    /// The same with what tokens are good for.
+    pub(super) fn with_grants(self, grants: HashMap<TokenId, Grant>) -> Self {
+        Self { grants, ..self }
+    }
+
+    /// What this token is good for at `now`, if anything.
+    pub fn grant_of(&self, token: &str, now: DateTime<Utc>) -> Option<&Grant> {
+        token::prove(&self.grants, token, now)
     }
 
     /// Whether `service` may write `dataset`.
@@ -83,8 +97,6 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
-
     use super::*;
     use crate::registry::GuardState;
     use crate::vocab::{DatasetId, Epoch, SourceId};

@@ -19,6 +19,10 @@ pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Encoded changes that may wait to become durable before capture stops reading, in bytes.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Most valid tokens of one service, of all admins, of all auditors: a rotation needs two, and all are
+/// held in memory.
+pub const TOKENS_PER_PRINCIPAL_MAX: usize = 100;
+
 /// Largest HTTP request body, in bytes; a manifest of some thousand datasets fits.
 pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
 

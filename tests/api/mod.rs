@@ -1,5 +1,6 @@
 //! The HTTP interface of a running server, from outside.
 
+mod access;
 mod bad_input;
 mod feed;
 mod graphql;
@@ -7,6 +8,7 @@ mod manifest;
 mod operation;
 mod schema;
 mod socket;
+mod token;
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};

@@ -6,6 +6,7 @@ mod manifest;
 mod readme;
 mod schema;
 mod tail;
+mod token;
 mod up;
 
 use std::process::Stdio;

@@ -3,7 +3,9 @@
 //! Codes are those of [`Code`](crate::api::code::Code) in upper case, beside the names that the
 //! ecosystem knows for failures of GraphQL itself.
 
-use async_graphql::{ServerError, Value};
+use std::sync::Arc;
+
+use async_graphql::{PathSegment, ServerError, Value};
 
 use crate::api::problem::Problem;
 use crate::vocab::limits;
@@ -23,6 +25,14 @@ pub(super) const BAD_REQUEST: &str = "BAD_REQUEST";
 pub(super) fn error(code: &str, message: impl Into<String>) -> ServerError {
     let mut error = ServerError::new(message, None);
     set(&mut error, "code", code);
+    error
+}
+
+/// The problem as the error of one field of the root.
+pub(super) fn of_field(problem: Problem, field: &str) -> ServerError {
+    let mut error = ServerError::new(problem.detail(), None);
+    error.path = vec![PathSegment::Field(field.to_owned())];
+    error.source = Some(Arc::new(problem));
     error
 }
 

@@ -7,7 +7,7 @@
 
 use actix_web::http::header;
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use async_graphql::parser::types::OperationType;
 use async_graphql::{Executor, Response, ServerError};
 use serde::Serialize;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::failure::{self, BAD_REQUEST};
 use super::operation::{self, Operation, Unreadable};
 use super::{Schema, ws};
+use crate::api::auth::Caller;
 use crate::api::code::Code;
 use crate::api::input::{self, header_text};
 use crate::api::negotiate;
@@ -88,7 +89,12 @@ async fn answer(
             return failed(StatusCode::UNPROCESSABLE_ENTITY, error);
         }
     }
-    let response = executor.execute(operation.request).await;
+    let caller = request.extensions().get::<Caller>().cloned();
+    let caller = caller.ok_or_else(|| Problem::internal("a request without a caller"))?;
+    let response = match operation.by(&caller) {
+        Ok(operation) => executor.execute(operation.request).await,
+        Err(refusal) => *refusal,
+    };
     Ok(write(response, media, &request_id))
 }
 
@@ -137,6 +143,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::auth::Principal;
 
     struct Query;
 
@@ -178,6 +185,7 @@ mod tests {
             .method(method.clone())
             .insert_header((header::ACCEPT, accept))
             .to_http_request();
+        request.extensions_mut().insert(Caller { principal: Principal::Admin, token: None });
         let operation = if method == Method::GET {
             operation::from_query_string(body)
         } else {

@@ -24,6 +24,7 @@ mod query;
 mod scalar;
 mod service;
 mod subscription;
+mod token;
 mod violation;
 mod ws;
 
@@ -48,7 +49,7 @@ pub(super) fn schema(shared: Arc<Shared>) -> Schema {
 }
 
 fn builder() -> SchemaBuilder<Query, Mutation, Subscription> {
-    Schema::build(Query, Mutation, Subscription)
+    Schema::build(Query::default(), Mutation::default(), Subscription)
         .limit_depth(limits::GRAPHQL_DEPTH_MAX)
         .limit_complexity(limits::GRAPHQL_COMPLEXITY_MAX)
 }

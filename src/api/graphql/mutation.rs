@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, InputObject, Object, SimpleObject};
+use async_graphql::{Context, Enum, InputObject, MergedObject, Object, SimpleObject};
 
 use super::dataset::{DatasetNode, SourceNode};
-use super::scalar::{Mode, shared};
+use super::scalar::{Mode, caller, shared};
 use super::service::ServiceNode;
+use super::token::TokenMutation;
+use crate::api::access;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
 use crate::guard;
@@ -19,7 +21,7 @@ use crate::vocab::{DatasetName, ServiceName, SourceName};
 
 /// Why a change was not made, for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
-enum UserErrorCode {
+pub(super) enum UserErrorCode {
     /// A value that cannot be.
     Invalid,
     /// Something named does not exist.
@@ -32,7 +34,7 @@ enum UserErrorCode {
 
 /// Why a change was not made: something the caller can mend.
 #[derive(Debug, SimpleObject)]
-struct UserError {
+pub(super) struct UserError {
     /// For programs.
     code: UserErrorCode,
     /// What is wrong and what would be right.
@@ -43,7 +45,7 @@ struct UserError {
 
 impl UserError {
     /// The problem as an error of the caller; what the caller cannot mend stays a problem.
-    fn of(problem: Problem, field: &[&str]) -> Result<Self, Problem> {
+    pub(super) fn of(problem: Problem, field: &[&str]) -> Result<Self, Problem> {
         let code = match problem.code() {
             Code::BadRequest
             | Code::MalformedName
@@ -56,6 +58,7 @@ impl UserError {
             Code::Refused => UserErrorCode::Refused,
             Code::Unauthenticated
             | Code::InvalidToken
+            | Code::Forbidden
             | Code::PositionTrimmed
             | Code::PayloadTooLarge
             | Code::UnsupportedMediaType
@@ -71,19 +74,21 @@ impl UserError {
     }
 
     /// A conflict about one field.
-    fn conflict(message: String, field: &str) -> Self {
+    pub(super) fn conflict(message: String, field: &str) -> Self {
         Self { code: UserErrorCode::Conflict, message, field: vec![field.to_owned()] }
     }
 }
 
 /// Parses the fields of an input and collects what is wrong with any of them.
 #[derive(Default)]
-struct Fields {
-    errors: Vec<UserError>,
+pub(super) struct Fields {
+    /// What is wrong.
+    pub(super) errors: Vec<UserError>,
 }
 
 impl Fields {
-    fn parse<T>(&mut self, text: &str, field: &[&str]) -> Result<Option<T>, Problem>
+    /// The value of a field, or `None` and an error more.
+    pub(super) fn parse<T>(&mut self, text: &str, field: &[&str]) -> Result<Option<T>, Problem>
     where
         T: std::str::FromStr,
         Problem: From<T::Err>,
@@ -106,7 +111,10 @@ enum Outcome {
 
 /// Has the governor make a change.
 async fn change(ctx: &Context<'_>, mutation: registry::Mutation) -> Result<Outcome, Problem> {
-    let governor = shared(ctx).context.governor.clone();
+    let context = &shared(ctx).context;
+    let snapshot = context.registry.snapshot();
+    access::permit_mutations(caller(ctx)?, &snapshot, std::slice::from_ref(&mutation))?;
+    let governor = context.governor.clone();
     let work = async move { governor.apply(&[mutation]).await };
     outcome(shared(ctx).detached("api.mutation", work).await?)
 }
@@ -250,11 +258,16 @@ impl DatasetPayload {
     }
 }
 
-/// The root of mutations.
-pub(in crate::api) struct Mutation;
+/// The root of mutations: a part for each noun that has many.
+#[derive(Default, MergedObject)]
+pub(in crate::api) struct Mutation(RegistryMutation, TokenMutation);
+
+/// The part of the root of mutations that declares services, sources and datasets.
+#[derive(Default)]
+pub(super) struct RegistryMutation;
 
 #[Object]
-impl Mutation {
+impl RegistryMutation {
     /// Registers a service, or replaces what is declared of it.
     async fn service_register(
         &self,
@@ -394,7 +407,12 @@ async fn dataset_set_mode(
     let Some(name) = fields.parse::<DatasetName>(&input.dataset, &["input", "dataset"])? else {
         return Ok(DatasetPayload::refused(fields.errors));
     };
-    let governor = shared(ctx).context.governor.clone();
+    let context = &shared(ctx).context;
+    if let Some(dataset) = context.registry.snapshot().datasets.get(&name) {
+        let what = format!("changing the mode of \"{name}\"");
+        access::permit(caller(ctx)?, &dataset.owner, &what)?;
+    }
+    let governor = context.governor.clone();
     let (dataset, mode) = (name.clone(), input.mode.into());
     let work = async move { governor.set_mode(&dataset, mode).await };
     let outcome = outcome(shared(ctx).detached("api.mutation", work).await?)?;

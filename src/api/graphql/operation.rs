@@ -2,13 +2,19 @@
 
 use actix_web::web;
 use async_graphql::parser::parse_query;
-use async_graphql::parser::types::{DocumentOperations, OperationDefinition, OperationType};
-use async_graphql::{Request, ServerError, Variables};
+use async_graphql::parser::types::{
+    DocumentOperations, ExecutableDocument, OperationDefinition, OperationType, Selection,
+    SelectionSet,
+};
+use async_graphql::{Request, Response, ServerError, Variables};
 use serde_json::{Map, Value};
 
 use super::failure::{
     self, BAD_REQUEST, BAD_USER_INPUT, OPERATION_RESOLUTION_FAILURE, PARSE_FAILED,
 };
+use crate::api::access;
+use crate::api::auth::Caller;
+use crate::vocab::limits;
 
 /// Why there is nothing to execute.
 #[derive(Debug)]
@@ -39,6 +45,54 @@ pub(super) struct Operation {
     pub(super) request: Request,
     /// What the operation is.
     pub(super) kind: OperationType,
+    /// The fields of the root that it selects, whatever its directives say.
+    pub(super) fields: Vec<String>,
+}
+
+impl Operation {
+    /// The operation on behalf of `caller`, unless it asks for what they may never have: then
+    /// nothing of it is executed.
+    pub(super) fn by(mut self, caller: &Caller) -> Result<Self, Box<Response>> {
+        let root = match self.kind {
+            OperationType::Query => "Query",
+            OperationType::Mutation => "Mutation",
+            OperationType::Subscription => "Subscription",
+        };
+        for field in &self.fields {
+            if let Err(problem) = access::allow(caller, access::of_field(root, field), field) {
+                let refusal = Response::from_errors(vec![failure::of_field(problem, field)]);
+                return Err(Box::new(refusal));
+            }
+        }
+        self.request = self.request.data(caller.clone());
+        Ok(self)
+    }
+}
+
+/// Collects the fields of a selection of the root, through fragments. A fragment that is not there
+/// or spreads itself is for validation to refuse; here it only has to end.
+fn root_fields(
+    document: &ExecutableDocument,
+    set: &SelectionSet,
+    depth: usize,
+    out: &mut Vec<String>,
+) {
+    if depth > limits::GRAPHQL_DEPTH_MAX {
+        return;
+    }
+    for selection in &set.items {
+        match &selection.node {
+            Selection::Field(field) => out.push(field.node.name.node.to_string()),
+            Selection::InlineFragment(fragment) => {
+                root_fields(document, &fragment.node.selection_set.node, depth + 1, out);
+            }
+            Selection::FragmentSpread(spread) => {
+                if let Some(fragment) = document.fragments.get(&spread.node.fragment_name.node) {
+                    root_fields(document, &fragment.node.selection_set.node, depth + 1, out);
+                }
+            }
+        }
+    }
 }
 
 /// Reads a request body.
@@ -140,8 +194,10 @@ fn parse(query: String, name: Option<String>, variables: Value) -> Result<Operat
     };
     let kind = operation.node.ty;
     required_variables(&operation.node, &variables)?;
+    let mut fields = Vec::new();
+    root_fields(&document, &operation.node.selection_set.node, 0, &mut fields);
     let mut request = Request::new(query).variables(Variables::from_json(variables));
     request.operation_name = name;
     request.set_parsed_query(document);
-    Ok(Operation { request, kind })
+    Ok(Operation { request, kind, fields })
 }

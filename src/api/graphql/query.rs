@@ -1,12 +1,13 @@
 //! What can be asked.
 
-use async_graphql::{Context, ID, Interface, Object, SimpleObject};
+use async_graphql::{Context, ID, Interface, MergedObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
 use super::dataset::{self, DatasetFilter, DatasetNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
+use super::token::TokenQuery;
 use super::violation::{self, ViolationNode};
 use crate::api::code::Code;
 use crate::api::problem::Problem;
@@ -38,11 +39,17 @@ struct WriteDecision {
     revision: Revision,
 }
 
-/// The root of queries. `atLeast` makes a read wait for the revision a mutation returned.
-pub(in crate::api) struct Query;
+/// The root of queries: a part for each noun that has many. `atLeast` makes a read wait for the
+/// revision a mutation returned.
+#[derive(Default, MergedObject)]
+pub(in crate::api) struct Query(RegistryQuery, TokenQuery);
+
+/// The part of the root of queries that is about services, datasets and violations.
+#[derive(Default)]
+pub(super) struct RegistryQuery;
 
 #[Object]
-impl Query {
+impl RegistryQuery {
     /// The object with this global id.
     async fn node(&self, ctx: &Context<'_>, id: ID) -> Option<Result<Node, Problem>> {
         let (kind, number) = Kind::parse(&id)?;

@@ -3,6 +3,7 @@
 use async_graphql::{Context, Enum};
 use std::sync::Arc;
 
+use crate::api::auth::Caller;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
@@ -50,6 +51,11 @@ pub(super) enum Verdict {
 /// What the resolvers of this request can reach.
 pub(super) fn shared<'a>(ctx: &Context<'a>) -> &'a Arc<Shared> {
     ctx.data_unchecked()
+}
+
+/// Who asks.
+pub(super) fn caller<'a>(ctx: &Context<'a>) -> Result<&'a Caller, Problem> {
+    ctx.data_opt().ok_or_else(|| Problem::internal("an operation without a caller"))
 }
 
 /// The registry, `at_least` as fresh as a revision.

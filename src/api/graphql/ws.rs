@@ -31,7 +31,7 @@ use tracing::Instrument;
 use super::failure;
 use super::operation;
 use super::{Schema, http};
-use crate::api::auth::Principal;
+use crate::api::auth::{self, Caller};
 use crate::api::code::Code;
 use crate::api::observe::Identity;
 use crate::api::problem::Problem;
@@ -63,7 +63,7 @@ pub(super) fn upgrade(
         .aggregate_continuations()
         .max_continuation_size(limits::REQUEST_BODY_BYTES_MAX);
     let socket = Socket {
-        caller: request.extensions().get::<Principal>().copied(),
+        caller: request.extensions().get::<Caller>().cloned(),
         request_id: Identity::of_request(request).request_id,
         shared,
         schema,
@@ -119,8 +119,8 @@ struct Socket<E> {
     schema: E,
     session: Session,
     request_id: String,
-    /// Who the upgrade request was from, if it said.
-    caller: Option<Principal>,
+    /// Who it is from, as soon as they have said.
+    caller: Option<Caller>,
     /// Whether `connection_init` was accepted.
     acknowledged: bool,
     /// Under way, by the client's id.
@@ -156,6 +156,9 @@ impl<E: Executor> Socket<E> {
                 _ = pulse.tick() => {
                     if heard.elapsed() > SILENCE_MAX {
                         return Ok(());
+                    }
+                    if let Some(caller) = &self.caller {
+                        self.still_known(caller)?;
                     }
                     self.session.ping(b"").await.map_err(|_| None)?;
                 }
@@ -215,9 +218,8 @@ impl<E: Executor> Socket<E> {
         }
         let given = payload.get("authorization").or_else(|| payload.get("Authorization"));
         if self.caller.is_none() {
-            let tokens = &self.shared.context.tokens;
             let given = given.and_then(Value::as_str).unwrap_or_default();
-            self.caller = tokens.authenticate(given).ok();
+            self.caller = auth::authenticate(&self.shared.context, given).ok();
         }
         if self.caller.is_none() {
             return Err(close(4403, "Forbidden"));
@@ -226,10 +228,19 @@ impl<E: Executor> Socket<E> {
         self.send(&json!({"type": "connection_ack"})).await
     }
 
-    async fn subscribe(&mut self, id: String, payload: Value) -> Result<(), End> {
-        if !self.acknowledged {
-            return Err(close(4401, "Unauthorized"));
+    /// Ends the socket of who has lost their token since.
+    fn still_known(&self, caller: &Caller) -> Result<(), End> {
+        if caller.is_still_valid(&self.shared.context) {
+            return Ok(());
         }
+        Err(close(4403, "Forbidden"))
+    }
+
+    async fn subscribe(&mut self, id: String, payload: Value) -> Result<(), End> {
+        let Some(caller) = self.caller.clone().filter(|_| self.acknowledged) else {
+            return Err(close(4401, "Unauthorized"));
+        };
+        self.still_known(&caller)?;
         if self.operations.contains_key(&id) {
             return Err(close(4409, &short(&format!("Subscriber for {id} already exists"))));
         }
@@ -241,7 +252,10 @@ impl<E: Executor> Socket<E> {
                 let error = failure::error(failure::BAD_REQUEST, message);
                 return self.fail(&id, Response::from_errors(vec![error])).await;
             }
-            Ok(operation) => operation,
+            Ok(operation) => match operation.by(&caller) {
+                Ok(operation) => operation,
+                Err(refusal) => return self.fail(&id, *refusal).await,
+            },
             Err(unreadable) => {
                 let error = unreadable.into_error();
                 return self.fail(&id, Response::from_errors(vec![error])).await;

@@ -5,6 +5,7 @@
 //! ends without is the server's shutdown or a lost connection, and may be resumed.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -12,8 +13,8 @@ use bytes::Bytes;
 use futures::Stream;
 use futures::stream;
 use metrics::{Counter, Gauge};
-use tokio_util::sync::CancellationToken;
 
+use crate::api::auth::{self, Caller};
 use crate::api::code::Code;
 use crate::api::input::{Query, header_text};
 use crate::api::negotiate;
@@ -57,6 +58,7 @@ const PARAMETERS: [&str; 6] = ["datasets", "after", "ops", "key", "columns", "fo
 )]
 pub(in crate::api) async fn feed(
     shared: web::Data<Shared>,
+    caller: Caller,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let form = Form::of(header_text(request.headers(), header::ACCEPT.as_str()))?;
@@ -66,7 +68,8 @@ pub(in crate::api) async fn feed(
     let body = Body {
         cursor,
         form,
-        stopping: shared.stopping.clone(),
+        shared: shared.into_inner(),
+        caller,
         pending: form.alive(),
         over: false,
         meter: Meter::new(Identity::of_request(&request).request_id),
@@ -209,7 +212,9 @@ fn not_supported(what: &str) -> Problem {
 struct Body {
     cursor: Cursor,
     form: Form,
-    stopping: CancellationToken,
+    shared: Arc<Shared>,
+    /// Who reads; a feed ends with the token it was opened with.
+    caller: Caller,
     /// Ready to be sent, in pieces.
     pending: Bytes,
     /// Whether the feed ends after `pending`.
@@ -241,22 +246,27 @@ impl Body {
         }
         let delivered = tokio::select! {
             biased;
-            () = self.stopping.cancelled() => return None,
+            () = self.shared.stopping.cancelled() => return None,
             delivered = tokio::time::timeout(limits::FEED_SILENCE_MAX, self.cursor.next()) => delivered,
         };
+        if !self.caller.is_still_valid(&self.shared.context) {
+            return Some(self.fail(&auth::invalid_token()));
+        }
         Some(match delivered {
             Err(_silence) => self.form.still_alive(),
             Ok(Ok(delivery)) => {
                 self.meter.sent(&delivery);
                 self.form.changes(&delivery)
             }
-            Ok(Err(error)) => {
-                self.over = true;
-                let problem = Problem::from(error);
-                self.meter.failed(&problem);
-                self.form.failure(&problem, &self.meter.request_id)
-            }
+            Ok(Err(error)) => self.fail(&Problem::from(error)),
         })
+    }
+
+    /// The last frame of a feed that cannot go on.
+    fn fail(&mut self, problem: &Problem) -> Bytes {
+        self.over = true;
+        self.meter.failed(problem);
+        self.form.failure(problem, &self.meter.request_id)
     }
 }
 

@@ -4,6 +4,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::access;
+use crate::api::auth::Caller;
 use crate::api::code::Code;
 use crate::api::input::{self, Query};
 use crate::api::problem::Problem;
@@ -11,6 +13,7 @@ use crate::api::server::Shared;
 use crate::guard::Refusal;
 use crate::registry::manifest::{self, Manifest};
 use crate::registry::{Mutation, Snapshot};
+use crate::vocab::SourceName;
 
 /// The media type of YAML (RFC 9512) and the names it had before.
 const YAML: [&str; 4] = ["application/yaml", "text/yaml", "application/x-yaml", "text/x-yaml"];
@@ -86,12 +89,6 @@ pub(super) struct ApplyAnswer {
     revision: i64,
 }
 
-/// A manifest compared with the registry and checked against the sources.
-struct Planned {
-    plan: manifest::Plan,
-    findings: Vec<FindingAnswer>,
-}
-
 /// What would this manifest change?
 #[utoipa::path(
     post, path = "/v1/manifest/plan", tag = "manifest",
@@ -99,18 +96,25 @@ struct Planned {
     params(("file" = Option<String>, Query, description = "The name to use in messages")),
     responses(
         (status = 200, body = PlanAnswer),
+        (status = 403, description = "forbidden", body = super::openapi::Problem),
         (status = 415, description = "unsupported_media_type", body = super::openapi::Problem),
         (status = 422, description = "refused: not a manifest", body = super::openapi::Problem),
     ),
 )]
 pub(in crate::api) async fn plan(
     shared: web::Data<Shared>,
+    caller: Caller,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let (manifest, file) = read(&request, payload).await?;
     let snapshot = shared.context.registry.snapshot();
-    let Planned { plan, findings } = planned(&shared, &manifest, &file, &snapshot).await?;
+    let plan = manifest.diff(&snapshot);
+    // To check a source is to connect to it, with what the environment of this server holds.
+    if let Some(source) = plan.mutations.iter().find_map(source_put) {
+        access::permit_admin(&caller, &format!("planning a change of source \"{source}\""))?;
+    }
+    let findings = findings(&shared, &manifest, &plan, &file, &snapshot).await?;
     Ok(HttpResponse::Ok().json(PlanAnswer {
         steps: plan.steps.into_iter().map(StepAnswer::from).collect(),
         unmanaged: plan.unmanaged,
@@ -126,6 +130,7 @@ pub(in crate::api) async fn plan(
     params(("file" = Option<String>, Query, description = "The name to use in messages")),
     responses(
         (status = 200, body = ApplyAnswer),
+        (status = 403, description = "forbidden", body = super::openapi::Problem),
         (status = 415, description = "unsupported_media_type", body = super::openapi::Problem),
         (status = 422, description = "refused, with `errors`", body = super::openapi::Problem),
         (status = 503, description = "busy, unavailable", body = super::openapi::Problem),
@@ -133,12 +138,15 @@ pub(in crate::api) async fn plan(
 )]
 pub(in crate::api) async fn apply(
     shared: web::Data<Shared>,
+    caller: Caller,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let (manifest, file) = read(&request, payload).await?;
     let snapshot = shared.context.registry.snapshot();
-    let Planned { plan, findings } = planned(&shared, &manifest, &file, &snapshot).await?;
+    let plan = manifest.diff(&snapshot);
+    access::permit_mutations(&caller, &snapshot, &plan.mutations)?;
+    let findings = findings(&shared, &manifest, &plan, &file, &snapshot).await?;
     if !findings.is_empty() {
         return Err(refused(&findings));
     }
@@ -185,21 +193,29 @@ async fn read(request: &HttpRequest, payload: web::Payload) -> Result<(Manifest,
     }
 }
 
-/// Plans, and asks the sources only when the manifest fits the registry.
-async fn planned(
+/// The source that a mutation registers.
+fn source_put(mutation: &Mutation) -> Option<&SourceName> {
+    match mutation {
+        Mutation::SourcePut { name, .. } => Some(name),
+        _ => None,
+    }
+}
+
+/// What stands in the way; the sources are asked only when the manifest fits the registry.
+async fn findings(
     shared: &Shared,
     manifest: &Manifest,
+    plan: &manifest::Plan,
     file: &str,
     snapshot: &Snapshot,
-) -> Result<Planned, Problem> {
-    let plan = manifest.diff(snapshot);
+) -> Result<Vec<FindingAnswer>, Problem> {
     let mut findings: Vec<_> =
         manifest.validate(snapshot).into_iter().map(FindingAnswer::from).collect();
     if findings.is_empty() && !plan.mutations.is_empty() {
         let refusals = check(shared, plan.mutations.clone()).await?;
         findings.extend(refusals.iter().map(|refusal| at_line(refusal, manifest, file)));
     }
-    Ok(Planned { plan, findings })
+    Ok(findings)
 }
 
 async fn check(shared: &Shared, mutations: Vec<Mutation>) -> Result<Vec<Refusal>, Problem> {

@@ -1,10 +1,12 @@
 //! The registry's SQL, one function per question. Callers own the connection.
 
 mod read;
+mod token;
 mod violation;
 mod write;
 
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};
+pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};
 pub(super) use violation::{violations, violations_record};
 pub(super) use write::{apply, epoch_set, guard_state};
 

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::unreadable;
+use super::{token, unreadable};
 use crate::registry::schema::{
     datasets, ownership_periods, registry_state, service_roles, services, sources, subscriptions,
 };
@@ -34,7 +34,8 @@ pub(in crate::registry) async fn snapshot(
     let services = load_services(connection).await?;
     let datasets = load_datasets(connection).await?;
     let subscriptions = load_subscriptions(connection).await?;
-    Ok(Snapshot::new(revision, services, sources, datasets, subscriptions))
+    let grants = token::grants(connection).await?;
+    Ok(Snapshot::new(revision, services, sources, datasets, subscriptions).with_grants(grants))
 }
 
 async fn load_sources(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Source>> {

@@ -127,13 +127,13 @@ pub(in crate::registry) async fn epoch_set(
 
 /// Waits, at most `lock_timeout`, until no other writer is at work, and keeps others waiting until
 /// the transaction ends.
-async fn take_turn(connection: &mut AsyncPgConnection) -> QueryResult<()> {
+pub(super) async fn take_turn(connection: &mut AsyncPgConnection) -> QueryResult<()> {
     let turn = registry_state::table.select(registry_state::revision).for_update();
     turn.first::<i64>(connection).await.map(drop)
 }
 
 /// Takes the next revision and has other instances told of it when the transaction commits.
-async fn finish(connection: &mut AsyncPgConnection) -> Result<Snapshot, Error> {
+pub(super) async fn finish(connection: &mut AsyncPgConnection) -> Result<Snapshot, Error> {
     let revision: i64 = diesel::update(registry_state::table)
         .set(registry_state::revision.eq(registry_state::revision + 1))
         .returning(registry_state::revision)

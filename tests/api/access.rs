@@ -1,0 +1,262 @@
+//! Who may do what, asked of a running server: every route and every field of GraphQL's roots, by
+//! every kind of caller.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::Shop;
+use crate::support::WAIT;
+
+/// Who asks.
+const CALLERS: [&str; 5] = ["nobody", "billing", "orders", "auditor", "admin"];
+
+/// Which of [`CALLERS`] are let in; `orders` owns the dataset.
+const ANYONE: [bool; 5] = [true, true, true, true, true];
+const TOKEN: [bool; 5] = [false, true, true, true, true];
+const OWNER: [bool; 5] = [false, false, true, false, true];
+const ADMIN: [bool; 5] = [false, false, false, false, true];
+
+/// A request to each route, and who is let in.
+const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
+    ("GET", "/healthz", "/healthz", "", ANYONE),
+    ("GET", "/readyz", "/readyz", "", ANYONE),
+    ("GET", "/metrics", "/metrics", "", ANYONE),
+    ("GET", "/v1/openapi.json", "/v1/openapi.json", "", ANYONE),
+    ("GET", "/v1/check", "/v1/check?service=orders&dataset=shop.public.orders", "", TOKEN),
+    (
+        "POST",
+        "/v1/check",
+        "/v1/check",
+        r#"{"service":"orders","dataset":"shop.public.orders"}"#,
+        TOKEN,
+    ),
+    ("GET", "/v1/feed", "/v1/feed?datasets=shop.public.orders", "", TOKEN),
+    ("GET", "/v1/manifest", "/v1/manifest", "", TOKEN),
+    ("POST", "/v1/manifest/plan", "/v1/manifest/plan", DESCRIBED, TOKEN),
+    ("POST", "/v1/manifest/plan", "/v1/manifest/plan", NEW_SOURCE, ADMIN),
+    ("POST", "/v1/manifest/apply", "/v1/manifest/apply", DESCRIBED, OWNER),
+    ("POST", "/v1/manifest/apply", "/v1/manifest/apply", NEW_SERVICE, ADMIN),
+    ("GET", "/v1/sources/{name}/doctor", "/v1/sources/shop/doctor", "", TOKEN),
+    ("GET", "/graphql", "/graphql?query=%7B__typename%7D", "", TOKEN),
+    ("POST", "/graphql", "/graphql", r#"{"query":"{__typename}"}"#, TOKEN),
+];
+
+/// A change of what is declared of the owner's dataset.
+const DESCRIBED: &str = "apiVersion: cadastre/v1
+datasets: { shop.public.orders: { owner: orders, mode: enforce, description: changed } }";
+
+/// A source that nobody has declared.
+const NEW_SOURCE: &str = "apiVersion: cadastre/v1
+sources: { other: { url: \"postgresql://127.0.0.1:1/other\" } }";
+
+/// A service that nobody has declared.
+const NEW_SERVICE: &str = "apiVersion: cadastre/v1
+services: { shipping: { team: logistics } }";
+
+/// A selection of each field of the roots, and who is let in. `TOKEN` stands for the id of a token
+/// of the owner.
+const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
+    ("Query", "node", "node(id: \"x\") { id }", TOKEN),
+    ("Query", "service", "service(name: \"orders\") { name }", TOKEN),
+    ("Query", "services", "services { nodes { name } }", TOKEN),
+    ("Query", "dataset", "dataset(name: \"shop.public.orders\") { name }", TOKEN),
+    ("Query", "datasets", "datasets { nodes { name } }", TOKEN),
+    ("Query", "owner", "owner(dataset: \"shop.public.orders\") { name }", TOKEN),
+    (
+        "Query",
+        "canWrite",
+        "canWrite(service: \"orders\", dataset: \"shop.public.orders\") { allowed }",
+        TOKEN,
+    ),
+    ("Query", "violations", "violations { nodes { id } }", TOKEN),
+    ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
+    (
+        "Query",
+        "tokens",
+        "tokens(service: \"orders\") { nodes { id } }",
+        [false, false, true, true, true],
+    ),
+    ("Mutation", "serviceRegister", "serviceRegister(input: {name: \"new\"}) { revision }", ADMIN),
+    (
+        "Mutation",
+        "sourceRegister",
+        "sourceRegister(input: {name: \"new\", url: \"${NOT_SET}\"}) { revision }",
+        ADMIN,
+    ),
+    (
+        "Mutation",
+        "datasetRegister",
+        "datasetRegister(input: {name: \"shop.public.orders\", owner: \"orders\", mode: ENFORCE}) {
+            revision }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "datasetRegister",
+        "datasetRegister(input: {name: \"shop.public.invoices\", owner: \"orders\", mode: OBSERVE}) {
+            revision }",
+        ADMIN,
+    ),
+    (
+        "Mutation",
+        "datasetSetMode",
+        "datasetSetMode(input: {dataset: \"shop.public.orders\", mode: ENFORCE}) { revision }",
+        OWNER,
+    ),
+    ("Mutation", "tokenCreate", "tokenCreate(input: {service: \"orders\"}) { revision }", ADMIN),
+    ("Mutation", "tokenRevoke", "tokenRevoke(input: {id: \"TOKEN\"}) { revision }", OWNER),
+];
+
+/// The token of each caller but the first, and the id of one that may be revoked.
+async fn tokens(shop: &Shop) -> (BTreeMap<&'static str, String>, String) {
+    let mut tokens = BTreeMap::new();
+    let mut spare = String::new();
+    for (name, whom) in [
+        ("billing", "service: \"billing\""),
+        ("orders", "service: \"orders\""),
+        ("auditor", "role: AUDITOR"),
+        ("admin", "role: ADMIN"),
+        ("spare", "service: \"orders\""),
+    ] {
+        let create = format!(
+            "mutation {{ tokenCreate(input: {{{whom}}}) {{ secret token {{ id }} userErrors {{ message }} }} }}"
+        );
+        let data = shop.data(&create, json!({})).await;
+        let created = &data["tokenCreate"];
+        assert_eq!(created["userErrors"], json!([]), "{data}");
+        if name == "spare" {
+            created["token"]["id"].as_str().unwrap().clone_into(&mut spare);
+        } else {
+            tokens.insert(name, created["secret"].as_str().unwrap().to_owned());
+        }
+    }
+    (tokens, spare)
+}
+
+/// The first error's code in a GraphQL answer, if there is one.
+fn code(answer: &Value) -> Option<&str> {
+    answer["errors"][0]["extensions"]["code"].as_str()
+}
+
+#[tokio::test]
+async fn every_route_and_field_lets_in_whom_it_should_and_nobody_else() {
+    let shop = Shop::declared().await;
+    let (tokens, spare) = tokens(&shop).await;
+    let http = shop.server.anonymous();
+    for (method, _, path, body, expected) in ROUTES {
+        for (caller, expected) in CALLERS.iter().zip(expected) {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let mut request = http.request(method.clone(), shop.server.at(path));
+            if let Some(token) = tokens.get(caller) {
+                request = request.bearer_auth(token);
+            }
+            if !body.is_empty() {
+                let yaml = path.starts_with("/v1/manifest");
+                let media = if yaml { "application/yaml" } else { "application/json" };
+                request = request.header("content-type", media).body((*body).to_owned());
+            }
+            let response = tokio::time::timeout(WAIT, request.send()).await.unwrap().unwrap();
+            let status = response.status().as_u16();
+            let what = format!("{method} {path} by {caller}: {status}");
+            match (expected, *caller) {
+                (true, _) => assert!(![401, 403].contains(&status), "{what}"),
+                (false, "nobody") => assert_eq!(status, 401, "{what}"),
+                (false, _) => {
+                    assert_eq!(status, 403, "{what}");
+                    let problem: Value = response.json().await.unwrap();
+                    assert_eq!(problem["code"], "forbidden", "{what} {problem}");
+                    assert!(problem["needed"].as_str().unwrap().contains("admin"), "{problem}");
+                }
+            }
+        }
+    }
+    for (root, field, selection, expected) in FIELDS {
+        let selection = selection.replace("TOKEN", &spare);
+        let query = format!("{} {{ {selection} }}", root.to_ascii_lowercase());
+        for (caller, expected) in CALLERS.iter().zip(expected) {
+            let mut request =
+                http.post(shop.server.at("/graphql")).json(&json!({ "query": query }));
+            if let Some(token) = tokens.get(caller) {
+                request = request.bearer_auth(token);
+            }
+            let response = tokio::time::timeout(WAIT, request.send()).await.unwrap().unwrap();
+            let status = response.status().as_u16();
+            let answer: Value = response.json().await.unwrap();
+            let what = format!("{root}.{field} by {caller}: {status} {answer}");
+            match (expected, *caller) {
+                (true, _) => {
+                    assert_eq!(status, 200, "{what}");
+                    assert_ne!(code(&answer), Some("FORBIDDEN"), "{what}");
+                }
+                (false, "nobody") => assert_eq!(status, 401, "{what}"),
+                (false, _) => {
+                    assert_eq!(status, 200, "{what}");
+                    assert_eq!(code(&answer), Some("FORBIDDEN"), "{what}");
+                    assert_eq!(answer["errors"][0]["path"], json!([field]), "{what}");
+                }
+            }
+        }
+    }
+    let log = shop.server.log();
+    assert!(log.contains("forbidden"), "refusals are logged");
+    for token in tokens.values() {
+        assert!(!log.contains(token.as_str()), "a token in the log");
+    }
+}
+
+#[test]
+fn no_route_and_no_field_is_without_a_case() {
+    let source = include_str!("../../src/api/server.rs");
+    let mut routes = BTreeSet::new();
+    for call in source.split(".service(resource(").skip(1) {
+        let mut literals = call.split('"').skip(1).step_by(2);
+        let (path, methods) = (literals.next().unwrap(), literals.next().unwrap());
+        routes.extend(methods.split(", ").map(|method| (method, path)));
+    }
+    let cases: BTreeSet<_> = ROUTES.iter().map(|(method, route, ..)| (*method, *route)).collect();
+    assert_eq!(cases, routes, "left: the cases above, right: the server's routes");
+
+    let sdl = cadastre::api::graphql_sdl();
+    let mut fields = BTreeSet::new();
+    for root in ["Query", "Mutation"] {
+        let body = sdl.split(&format!("\ntype {root} {{\n")).nth(1).unwrap();
+        let mut described = false;
+        for line in body.split("\n}").next().unwrap().lines() {
+            let line = line.strip_prefix('\t').unwrap();
+            described ^= line == "\"\"\"";
+            if described {
+                continue;
+            }
+            let end = line.find(|c: char| !c.is_alphanumeric()).unwrap_or(0);
+            if end > 0 {
+                fields.insert((root, line[..end].to_owned()));
+            }
+        }
+    }
+    let cases: BTreeSet<_> =
+        FIELDS.iter().map(|(root, field, ..)| (*root, (*field).to_owned())).collect();
+    assert_eq!(cases, fields, "left: the cases above, right: the schema's fields");
+}
+
+#[tokio::test]
+async fn a_forbidden_field_keeps_its_neighbours_from_being_executed() {
+    let shop = Shop::declared().await;
+    let (tokens, spare) = tokens(&shop).await;
+    let ask = async |token: &str, query: String| -> Value {
+        let request = shop.server.anonymous().post(shop.server.at("/graphql")).bearer_auth(token);
+        request.json(&json!({ "query": query })).send().await.unwrap().json().await.unwrap()
+    };
+    let hidden = format!(
+        "mutation {{ tokenRevoke(input: {{id: \"{spare}\"}}) {{ revision }} ...F }}
+         fragment F on Mutation {{ ... {{ other: tokenCreate(input: {{role: ADMIN}}) {{ secret }} }} }}"
+    );
+    let answer = ask(&tokens["orders"], hidden).await;
+    assert_eq!((code(&answer), &answer["data"]), (Some("FORBIDDEN"), &Value::Null), "{answer}");
+    let state = ask(&tokens["orders"], "{ tokens { nodes { id state } } }".to_owned()).await;
+    assert!(
+        state.to_string().contains(&format!("{{\"id\":\"{spare}\",\"state\":\"ACTIVE\"}}")),
+        "{state}"
+    );
+}
