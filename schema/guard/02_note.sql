@@ -6,6 +6,8 @@
 --   cadastre.writer     transactional: from here on in this transaction, changes of this dataset
 --                       are by this role: {"v","dataset","service","role","login","traceparent",
 --                        "reason"}
+--   cadastre.schema     transactional: from here on a table is another; see 04_ddl.sql
+--
 --
 -- These functions run as cadastre, the only role that may emit messages. They can be called by
 -- anyone, so they look at who called them: the second line of the call stack must be the guard
@@ -119,49 +121,6 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                      ELSE format('service "%s"', service) END,
                 format(' (role "%s", login "%s")', actor, session_user))
 $$;
-
--- What the DDL guard does with one command on one table: nothing if it is not governed, or if this
--- transaction installs guards.
-CREATE OR REPLACE FUNCTION cadastre.note_ddl(rel oid, op text, object text, actor name)
-RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  stack   text;
-  d       cadastre.dataset;
-  verdict text;
-  service text;
-BEGIN
-  GET DIAGNOSTICS stack = PG_CONTEXT;
-  PERFORM cadastre.called_by(stack, 'ddl_guard');
-  SELECT * INTO d FROM cadastre.dataset WHERE relid = rel;
-  IF NOT FOUND
-     OR EXISTS (SELECT FROM cadastre.installing WHERE xid = pg_current_xact_id_if_assigned()) THEN
-    RETURN true;
-  END IF;
-  IF pg_has_role(actor, 'cadastre_nobody', 'MEMBER') THEN
-    verdict := 'privileged';
-  ELSIF NOT pg_has_role(actor, d.owner_role, 'USAGE') THEN
-    verdict := CASE d.mode WHEN 'observe' THEN 'observed' ELSE 'rejected' END;
-    service := cadastre.service_of(actor, left(d.owner_role, -length(d.owner)));
-  ELSIF EXISTS (SELECT FROM pg_class WHERE oid = rel) AND NOT EXISTS (
-      SELECT FROM pg_trigger WHERE tgrelid = rel AND tgname = '_cadastre_guard' AND tgenabled = 'A') THEN
-    -- The owner may change its table, but not switch off what protects it.
-    PERFORM cadastre.report('rejected', d.name, op, d.owner, d.owner, actor);
-    RAISE EXCEPTION USING ERRCODE = '42501',
-      MESSAGE = format('cadastre: %s on %s rejected: it would switch off the guard of dataset "%s"', op, object, d.name),
-      HINT = 'Change the mode of the dataset instead.';
-  ELSE
-    RETURN true;
-  END IF;
-  PERFORM cadastre.report(verdict, d.name, op, d.owner, service, actor);
-  IF verdict = 'rejected' THEN
-    RAISE EXCEPTION USING ERRCODE = '42501',
-      MESSAGE = format('cadastre: %s on %s rejected: dataset "%s" is owned by service "%s"; caller is %s',
-        op, object, d.name, d.owner, cadastre.caller(service, actor)),
-      DETAIL = format('Dataset "%s" is in enforce mode. The attempt has been recorded.', d.name),
-      HINT = format('Propose the change to service "%s".', d.owner);
-  END IF;
-  RETURN true;
-END $$;
 
 DO $$
 DECLARE f regprocedure;

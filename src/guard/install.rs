@@ -218,5 +218,13 @@ async fn record(
             &[&message.to_string()],
         )
         .await?;
+    // What the rows that follow look like, for who reads the stream: see schema/guard/04_ddl.sql.
+    client
+        .execute(
+            "SELECT cadastre.tell_schema('installed', $1, $2, shape, 'INSTALL', NULL, current_user, \
+             jsonb_build_object('shape', shape)) FROM cadastre.shape($2) AS shape",
+            &[&name.as_str(), &oid],
+        )
+        .await?;
     Ok(())
 }

@@ -34,8 +34,9 @@ pub use error::{Error, Refusal};
 pub use governor::Governor;
 
 /// The SQL that is installed into a source, in order, by file name.
-pub const SCHEMA: [(&str, &str); 3] = [
+pub const SCHEMA: [(&str, &str); 4] = [
     ("01_base.sql", include_str!("../../schema/guard/01_base.sql")),
     ("02_note.sql", include_str!("../../schema/guard/02_note.sql")),
     ("03_guard.sql", include_str!("../../schema/guard/03_guard.sql")),
+    ("04_ddl.sql", include_str!("../../schema/guard/04_ddl.sql")),
 ];

@@ -3,6 +3,7 @@
 
 mod attribution;
 mod change;
+mod ddl;
 mod forgery;
 mod routes;
 
