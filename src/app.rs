@@ -48,6 +48,9 @@ const DATABASE: &str = "cadastre";
 /// The admin token's file in the data directory.
 const ADMIN_TOKEN: &str = "admin-token";
 
+/// Where unfinished transactions are kept in the data directory.
+const SPILL_DIR: &str = "spill";
+
 /// Random bytes in a token that is made here.
 const ADMIN_TOKEN_BYTES: usize = 32;
 
@@ -161,12 +164,10 @@ impl App {
         let log = Log::new(store, &app.logging, options.capture.log_linger);
         let feed = Feed::new(registry.clone(), log.clone());
         let governor = Governor::new(registry.clone(), options.postgres.clone());
-        let captures = Captures::new(
-            registry.clone(),
-            log.clone(),
-            options.postgres.clone(),
-            options.capture.clone(),
-        );
+        let mut capture = options.capture.clone();
+        capture.spill_dir.get_or_insert_with(|| options.data_dir.join(SPILL_DIR));
+        let captures =
+            Captures::new(registry.clone(), log.clone(), options.postgres.clone(), capture);
         let stopping = app.working.stopping();
         app.working.spawn("metrics", metrics.clone().run(stopping.clone()));
         app.working.spawn("registry", registry.clone().run(stopping.clone()));

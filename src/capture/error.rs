@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::assemble::AssembleError;
+use super::spill::SpillError;
 use crate::vocab::{Position, Retry};
 use crate::{log, pg, registry};
 
@@ -44,6 +45,9 @@ pub enum Error {
     /// A message could not be decoded or had no place in the stream.
     #[error("change stream not understood")]
     Stream(#[from] AssembleError),
+    /// A transaction that has not committed could not be kept.
+    #[error("unfinished transaction cannot be kept; PostgreSQL has to keep it")]
+    Spill(#[from] SpillError),
     /// The source's catalog could not be read, or its slot not be made.
     #[error("source database failed")]
     Source(#[from] pg::Error),
@@ -72,6 +76,7 @@ impl Error {
             Self::Silent { .. } => "silent",
             Self::Io(_) => "io",
             Self::Stream(_) => "stream",
+            Self::Spill(_) => "spill",
             Self::Source(_) => "source",
             Self::Log(_) => "log",
             Self::Registry(_) => "registry",
@@ -88,6 +93,7 @@ impl Error {
             | Self::Protocol { .. }
             | Self::Closed
             | Self::Silent { .. }
+            | Self::Spill(_)
             | Self::Io(_) => Retry::Later,
             Self::Stream(error) => error.retry(),
             Self::Source(error) => error.retry(),

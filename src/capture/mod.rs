@@ -4,7 +4,9 @@
 //! stream ──► decode ──► assemble ──► relation, json, envelope ──► log
 //! socket     pgoutput   transactions,  one event, written from       │
 //!    ▲       messages   positions,     PostgreSQL's text             │
-//!    │                  writers                                      ▼
+//!    │          │   ▲   writers                                      │
+//!    │          ▼   │                                                │
+//!    │        spill: transactions that have not committed, on disk   ▼
 //!    └──────────────── progress: only what is durable in the log ◄───┘
 //! ```
 //!
@@ -18,9 +20,11 @@
 //! Not here: who may write (the guard decides that, inside PostgreSQL), who reads (the feed).
 
 mod heartbeat;
+mod intake;
 mod service;
 mod session;
 mod setup;
+mod spill;
 mod stream;
 
 pub mod assemble;
@@ -35,3 +39,4 @@ mod relation;
 pub use envelope::CHANGE_SCHEMA;
 pub use error::Error;
 pub use service::{Captures, SourceStatus, State};
+pub use spill::SpillError;

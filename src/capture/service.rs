@@ -180,6 +180,7 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
     let stop = tasks.stopping();
     let mut writer: Option<Writer> = None;
     let mut backoff = Backoff::new(shared.options.backoff);
+    let mut in_parts = shared.options.streaming;
     shared.set_state(&source.name, State::Connecting);
     let pulse = Arc::new(Pulse::new(shared.options.heartbeat_deadline));
     shared.pulses.write().insert(source.name.clone(), Arc::clone(&pulse));
@@ -193,7 +194,8 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
         }
     });
     while !stop.is_cancelled() {
-        let session = Session { shared: &shared, source: &source, tasks: &tasks, pulse: &pulse };
+        let (pulse, tasks) = (&pulse, &tasks);
+        let session = Session { shared: &shared, source: &source, tasks, pulse, in_parts };
         let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -206,6 +208,8 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
             "kind" => ended.error.kind()
         )
         .increment(1);
+        // What cannot be kept here is left to PostgreSQL, until the next interruption.
+        in_parts = shared.options.streaming && !matches!(ended.error, Error::Spill(_));
         if ended.streamed {
             backoff = Backoff::new(shared.options.backoff);
         }

@@ -32,6 +32,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Error;
+use super::decode::Dialect;
 use crate::pg::{Target, quote_ident, quote_literal};
 use crate::vocab::Lsn;
 
@@ -112,15 +113,15 @@ pub(super) struct Feedback {
 /// refuses, [`Error::Protocol`] when it says something unexpected.
 pub(super) async fn start(
     target: &Target,
-    slot: &str,
-    publication: &str,
+    (slot, publication): (&str, &str),
+    dialect: Dialect,
     connect_timeout: Duration,
     silence: Duration,
 ) -> Result<(Stream, Feedback), Error> {
     let setup = async {
         let mut wire = Wire { io: connect(target).await?, buffer: BytesMut::new() };
         wire.authenticate(target.config()).await?;
-        wire.start_replication(slot, publication).await?;
+        wire.start_replication(slot, publication, dialect).await?;
         Ok::<_, Error>(wire)
     };
     let wire = timeout(connect_timeout, setup).await.map_err(|_| Error::Connect {
@@ -343,10 +344,19 @@ impl Wire {
     }
 
     /// Starts streaming from the slot's confirmed position.
-    async fn start_replication(&mut self, slot: &str, publication: &str) -> Result<(), Error> {
+    async fn start_replication(
+        &mut self,
+        slot: &str,
+        publication: &str,
+        dialect: Dialect,
+    ) -> Result<(), Error> {
+        let streaming = dialect.streaming_option();
+        let streaming = streaming.map(|how| format!(", streaming '{how}'")).unwrap_or_default();
         let query = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '{}', publication_names {}, \
+             messages 'true'{streaming})",
             quote_ident(slot),
+            dialect.version(),
             quote_literal(&quote_ident(publication)),
         );
         let mut out = BytesMut::new();

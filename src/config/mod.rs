@@ -4,6 +4,7 @@
 //! Every wait in the product has its deadline here. A deadline too small turns a slow moment into
 //! a failure; one too large lets a dead dependency hold a connection, a slot or a caller hostage.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,6 +12,15 @@ use clap::Args;
 /// Parses `300ms`, `5s`, `2m`.
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+/// Parses `4096`, `64MiB`, `2GiB`.
+fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u32); 5] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40), ("B", 0)];
+    let unit = UNITS.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
+    let (number, shift) = unit.unwrap_or((text, 0));
+    let bytes = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "expected a number of bytes such as 4096, 64MiB or 2GiB".to_owned())
 }
 
 /// Waits on PostgreSQL: the registry's pool and every connection to a source.
@@ -62,6 +72,19 @@ pub struct CaptureOptions {
     /// to read counts as standing still too.
     #[arg(long, env = "CADASTRE_HEARTBEAT_DEADLINE", default_value = "30s", value_parser = duration)]
     pub heartbeat_deadline: Duration,
+    /// Whether large transactions are received while they run and kept on disk here until they
+    /// commit. Otherwise PostgreSQL keeps them, and sends them only then.
+    #[arg(long = "capture-streaming", env = "CADASTRE_CAPTURE_STREAMING", default_value_t = true,
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub streaming: bool,
+    /// Where unfinished transactions are kept; `spill` in the data directory if not given.
+    #[arg(long, env = "CADASTRE_SPILL_DIR", value_name = "DIR")]
+    pub spill_dir: Option<PathBuf>,
+    /// Most that the unfinished transactions of one source may take on disk; beyond it PostgreSQL
+    /// keeps them.
+    #[arg(long, env = "CADASTRE_SPILL_MAX", default_value = "64GiB", value_parser = bytes,
+          value_name = "BYTES")]
+    pub spill_max: u64,
     /// How long a small chunk waits for company before it is written to the log. Subscribers do
     /// not wait for it; only the confirmation of the slot does.
     #[arg(long, env = "CADASTRE_LOG_LINGER", default_value = "20ms", value_parser = duration)]
@@ -98,3 +121,20 @@ macro_rules! default_from_flags {
     )*};
 }
 default_from_flags!(PostgresOptions, CaptureOptions, HttpOptions);
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn bytes_are_read_with_their_unit() {
+        for (text, value) in
+            [("0", 0), ("4096", 4096), ("7 B", 7), ("3KiB", 3072), ("2GiB", 2 << 30)]
+        {
+            assert_eq!(bytes(text), Ok(value), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1.5GiB", "1GB", "99999999TiB"] {
+            assert!(bytes(text).unwrap_err().contains("64MiB"), "{text}");
+        }
+    }
+}

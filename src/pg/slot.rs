@@ -39,6 +39,16 @@ pub async fn ensure_publication(client: &Connection, name: &str) -> Result<(), E
     }
 }
 
+/// The server's `server_version_num`.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn server_version(client: &Connection) -> Result<u32, Error> {
+    let query = "SELECT current_setting('server_version_num')::int";
+    let version: i32 = client.query_one(query, &[]).await?.try_get(0)?;
+    Ok(version.unsigned_abs())
+}
+
 /// Makes the logical slot for pgoutput if it is missing. From PostgreSQL 17 on it is a failover
 /// slot, so that a standby can take over with it.
 ///
@@ -61,8 +71,7 @@ pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, E
         }
         return Err(Error::SlotTaken { slot: name.to_owned(), database, plugin });
     }
-    let version: String = client.query_one("SHOW server_version_num", &[]).await?.try_get(0)?;
-    let failover = version.parse::<u32>().is_ok_and(|version| version >= 170_000);
+    let failover = server_version(client).await? >= 170_000;
     let create = if failover {
         "SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)"
     } else {

@@ -9,6 +9,8 @@
 /// both be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
+    /// Part of an unfinished transaction was received and not written to disk.
+    CaptureSpill,
     /// Changes were decoded and not appended.
     CaptureBeforeAppend,
     /// Changes were appended: readers see them, the store does not have them.
@@ -19,12 +21,17 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 3] =
-        [Self::CaptureBeforeAppend, Self::LogBeforeDurable, Self::LogAfterDurable];
+    pub const ALL: [Self; 4] = [
+        Self::CaptureSpill,
+        Self::CaptureBeforeAppend,
+        Self::LogBeforeDurable,
+        Self::LogAfterDurable,
+    ];
 
     /// Its name in `CADASTRE_FAILPOINTS`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::CaptureSpill => "capture.spill",
             Self::CaptureBeforeAppend => "capture.before_append",
             Self::LogBeforeDurable => "log.before_durable",
             Self::LogAfterDurable => "log.after_durable",

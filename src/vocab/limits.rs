@@ -22,6 +22,13 @@ pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most valid tokens of one service, of all admins, of all auditors: a rotation needs two, and all are
 /// held in memory.
 pub const TOKENS_PER_PRINCIPAL_MAX: usize = 100;
+/// Records of an unfinished transaction gathered before they go to disk, and read back at once, in
+/// bytes.
+pub const SPILL_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Savepoints remembered of all unfinished transactions of a source, at about 50 bytes each; beyond
+/// it PostgreSQL keeps the transactions itself.
+pub const SPILL_SAVEPOINTS_MAX: usize = 200_000;
 
 /// Largest HTTP request body, in bytes; a manifest of some thousand datasets fits.
 pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -1,9 +1,10 @@
 //! Messages to transactions to encoded changes with their positions and writers.
 //!
-//! The [`Assembler`] is a synchronous state machine: bytes of one message go in, encoded changes go
-//! to a [`Sink`], and what the service has to act on comes out as an [`Output`]. Nothing is
-//! buffered but what is known of tables, types and the open transaction's writers: protocol 1 sends
-//! a transaction whole and only once it has committed, without what savepoints rolled back.
+//! The [`Assembler`] is a synchronous state machine: one message goes in, encoded changes go to a
+//! [`Sink`], and what the service has to act on comes out as an [`Output`]. Nothing is buffered but
+//! what is known of tables, types and the open transaction's writers: a transaction is given to it
+//! whole and only once it has committed, without what savepoints rolled back, as protocol 1 sends
+//! it. One that arrived in parts was put together by `spill` before.
 //!
 //! ```text
 //!            Begin                    Commit
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 use super::attribute::{self, HeartbeatMessage, Reason, ViolationMessage, WriterMessage};
 use super::catalog::Types;
-use super::decode::{Message, Old, Relation, Truncate, Tuple, decode};
+use super::decode::{Message, Old, Relation, Truncate, Tuple};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
 use super::relation::{Database, PreparedRelation, Table, is_verified};
 use crate::log::BatchBuilder;
@@ -211,16 +212,15 @@ impl Assembler {
     /// Takes one message of pgoutput.
     ///
     /// # Errors
-    /// When the bytes are no message, or not one that may stand here. The assembler is of no more
-    /// use then; what was pushed before remains valid.
-    pub fn feed(
+    /// When the message is not one that may stand here. The assembler is of no more use then; what
+    /// was pushed before remains valid.
+    pub fn take(
         &mut self,
         received: Received,
-        bytes: &[u8],
+        message: Message<'_>,
         sink: &mut impl Sink,
     ) -> Result<Output, AssembleError> {
         let wal = received.wal;
-        let message = decode(bytes).map_err(|cause| AssembleError::Decode { wal, cause })?;
         match message {
             Message::Begin { final_lsn, committed, xid } => {
                 if self.transaction.is_open {
@@ -270,6 +270,19 @@ impl Assembler {
                 _ => ignore("unknown"),
             },
             Message::Origin { .. } | Message::Type { .. } => {}
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. } => {
+                return out_of_order(wal, "a transaction in parts, not put together before");
+            }
+            Message::BeginPrepare(_)
+            | Message::Prepare(_)
+            | Message::StreamPrepare(_)
+            | Message::CommitPrepared(_)
+            | Message::RollbackPrepared { .. } => {
+                return out_of_order(wal, "a prepared transaction, which was not asked for");
+            }
         }
         Ok(Output::Nothing)
     }

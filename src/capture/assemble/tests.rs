@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::capture::decode::encode::{self, Cell, text};
+use crate::capture::decode::{Dialect, decode};
 use crate::capture::envelope::CHANGE_SCHEMA;
 use crate::registry::{Dataset, GuardState, Verdict};
 use crate::vocab::{Mode, Retry};
@@ -102,7 +103,10 @@ impl Stream {
 
     fn try_feed(&mut self, bytes: &[u8]) -> Result<Output, AssembleError> {
         let received = Received { wal: Lsn::new(77), now_ms: 1_780_000_000_004 };
-        self.assembler.feed(received, bytes, &mut self.changes)
+        let message = decode(bytes, Dialect::newest(180_000, true));
+        let message =
+            message.map_err(|cause| AssembleError::Decode { wal: received.wal, cause })?;
+        self.assembler.take(received, message, &mut self.changes)
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Output {

@@ -116,3 +116,55 @@ pub(crate) fn logical(transactional: bool, lsn: u64, prefix: &[u8], content: &[u
     let head = message(b'M').put(&[u8::from(transactional)]).put(&lsn.to_be_bytes());
     head.string(prefix).sized(content).0
 }
+
+/// The message as it stands inside part of a transaction.
+pub(crate) fn in_part(xid: u32, mut message: Vec<u8>) -> Vec<u8> {
+    if message[0] != b'O' {
+        message.splice(1..1, xid.to_be_bytes());
+    }
+    message
+}
+
+pub(crate) fn stream_start(xid: u32, first: bool) -> Vec<u8> {
+    message(b'S').put(&xid.to_be_bytes()).put(&[u8::from(first)]).0
+}
+
+pub(crate) fn stream_stop() -> Vec<u8> {
+    message(b'E').0
+}
+
+pub(crate) fn stream_commit(xid: u32, lsn: u64, end: u64, committed: i64) -> Vec<u8> {
+    let fixed = message(b'c').put(&xid.to_be_bytes()).put(&[0]).put(&lsn.to_be_bytes());
+    fixed.put(&end.to_be_bytes()).put(&committed.to_be_bytes()).0
+}
+
+pub(crate) fn stream_abort(xid: u32, subxid: u32, aborted: Option<(u64, i64)>) -> Vec<u8> {
+    let fixed = message(b'A').put(&xid.to_be_bytes()).put(&subxid.to_be_bytes());
+    match aborted {
+        Some((lsn, at)) => fixed.put(&lsn.to_be_bytes()).put(&at.to_be_bytes()).0,
+        None => fixed.0,
+    }
+}
+
+/// `kind` is one of `b`, `P`, `p`, `K`.
+pub(crate) fn two_phase(
+    kind: u8,
+    (lsn, end, at): (u64, u64, i64),
+    xid: u32,
+    gid: &[u8],
+) -> Vec<u8> {
+    let flags: &[u8] = if kind == b'b' { &[] } else { &[0] };
+    let fixed = message(kind).put(flags).put(&lsn.to_be_bytes()).put(&end.to_be_bytes());
+    fixed.put(&at.to_be_bytes()).put(&xid.to_be_bytes()).string(gid).0
+}
+
+pub(crate) fn rollback_prepared(
+    (prepare_end, end): (u64, u64),
+    (prepared, rolled_back): (i64, i64),
+    xid: u32,
+    gid: &[u8],
+) -> Vec<u8> {
+    let fixed = message(b'r').put(&[0]).put(&prepare_end.to_be_bytes()).put(&end.to_be_bytes());
+    let fixed = fixed.put(&prepared.to_be_bytes()).put(&rolled_back.to_be_bytes());
+    fixed.put(&xid.to_be_bytes()).string(gid).0
+}

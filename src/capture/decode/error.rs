@@ -1,6 +1,6 @@
 //! What is wrong with the bytes of a message.
 
-/// The bytes are not a message of pgoutput protocol 1.
+/// The bytes are not a message of pgoutput in the dialect that was asked for.
 ///
 /// Nothing of the content is shown: it may hold row values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

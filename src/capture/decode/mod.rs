@@ -1,4 +1,4 @@
-//! Bytes of pgoutput, protocol version 1, to messages.
+//! Bytes of pgoutput, protocol versions 1 to 4, to messages.
 //!
 //! The format is that of
 //! <https://www.postgresql.org/docs/18/protocol-logicalrep-message-formats.html>. A [`Message`]
@@ -9,19 +9,23 @@
 //! walking it cannot fail; work and memory are bounded by the length of the input, never by a
 //! count found in it.
 //!
-//! Not here: what a message means in its transaction (`assemble`), what a value means (`json`).
-//! Streamed and prepared transactions (protocols 2 to 4) are not asked for and not decoded.
+//! Not here: what a message means in its transaction (`assemble`), what becomes of a transaction
+//! that arrives in parts (`spill`), what a value means (`json`).
 
 #![cfg_attr(
     not(test),
     warn(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects)
 )]
 
+mod dialect;
 mod error;
+mod parts;
 mod reader;
 mod tuple;
 
+pub use dialect::Dialect;
 pub use error::DecodeError;
+pub use parts::{Aborted, TwoPhase};
 pub use tuple::{Column, Columns, Tuple};
 
 use reader::Reader;
@@ -40,7 +44,7 @@ impl PgTime {
     }
 }
 
-/// One message of pgoutput, protocol 1.
+/// One message of pgoutput.
 ///
 /// Names are bytes: a database in `SQL_ASCII` sends them as they are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +120,58 @@ pub enum Message<'a> {
         prefix: &'a [u8],
         /// Whatever the caller wrote.
         content: &'a [u8],
+    },
+    /// Part of a transaction that has not committed follows, up to [`Message::StreamStop`].
+    StreamStart {
+        /// Id of the top-level transaction.
+        xid: u32,
+        /// It is the first part.
+        first: bool,
+    },
+    /// The part ends.
+    StreamStop,
+    /// A transaction that arrived in parts has committed.
+    StreamCommit {
+        /// Id of the top-level transaction.
+        xid: u32,
+        /// LSN of the commit record.
+        lsn: Lsn,
+        /// First LSN after the commit record: what may be confirmed.
+        end: Lsn,
+        /// When it committed.
+        committed: PgTime,
+    },
+    /// A transaction that arrived in parts, or one of its subtransactions, was rolled back.
+    StreamAbort {
+        /// Id of the top-level transaction.
+        xid: u32,
+        /// What was rolled back: `xid` for all of it.
+        subxid: u32,
+        /// Where and when, if that was asked for.
+        aborted: Option<Aborted>,
+    },
+    /// A prepared transaction begins; all of it follows, up to [`Message::Prepare`].
+    BeginPrepare(TwoPhase<'a>),
+    /// The prepared transaction ends; it has not committed.
+    Prepare(TwoPhase<'a>),
+    /// A transaction that arrived in parts was prepared.
+    StreamPrepare(TwoPhase<'a>),
+    /// A prepared transaction has committed.
+    CommitPrepared(TwoPhase<'a>),
+    /// A prepared transaction was rolled back.
+    RollbackPrepared {
+        /// First LSN after the prepare record.
+        prepare_end: Lsn,
+        /// First LSN after the rollback record.
+        end: Lsn,
+        /// When it was prepared.
+        prepared: PgTime,
+        /// When it was rolled back.
+        rolled_back: PgTime,
+        /// Transaction id.
+        xid: u32,
+        /// The name that `PREPARE TRANSACTION` gave it.
+        gid: &'a [u8],
     },
 }
 
@@ -197,29 +253,90 @@ impl<'a> Truncate<'a> {
     }
 }
 
-/// Decodes one message, which must take up all of `bytes`.
+/// Decodes one message, which must take up all of `bytes`, outside the parts of a transaction.
 ///
 /// # Errors
 /// When the bytes are cut short, hold something else, or go on after the message.
-pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
+pub fn decode(bytes: &[u8], dialect: Dialect) -> Result<Message<'_>, DecodeError> {
     let mut reader = Reader::new(bytes);
+    let (two, three) = (dialect.streams(), dialect.prepares());
+    let abort = if dialect.says_where_aborted() { abort_with_place } else { abort_without_place };
     let decode = match bytes.first() {
         Some(b'B') => begin,
         Some(b'C') => commit,
-        Some(b'O') => origin,
-        Some(b'R') => relation,
-        Some(b'Y') => type_name,
-        Some(b'I') => insert,
-        Some(b'U') => update,
-        Some(b'D') => delete,
-        Some(b'T') => truncate,
-        Some(b'M') => logical,
-        _ => return reader.expected("a message kind of protocol 1"),
+        Some(b'S') if two => parts::start,
+        Some(b'E') if two => parts::stop,
+        Some(b'c') if two => parts::commit,
+        Some(b'A') if two => abort,
+        Some(b'b') if three => parts::begin_prepare,
+        Some(b'P') if three => parts::prepare,
+        Some(b'p') if two && three => parts::stream_prepare,
+        Some(b'K') if three => parts::commit_prepared,
+        Some(b'r') if three => parts::rollback_prepared,
+        Some(kind) => match content(*kind) {
+            Some(decode) => decode,
+            None => return reader.expected(dialect.expected_kind()),
+        },
+        None => return reader.expected(dialect.expected_kind()),
     };
     reader.u8("a message kind")?;
     let message = decode(&mut reader)?;
     reader.end()?;
     Ok(message)
+}
+
+/// Decodes one message between [`Message::StreamStart`] and [`Message::StreamStop`]: what says
+/// something about rows carries the id of its subtransaction there, which is passed over.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_part(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
+    let mut reader = Reader::new(bytes);
+    let Some((kind, decode)) = bytes.first().and_then(|kind| Some((*kind, content(*kind)?))) else {
+        return reader.expected("a message kind inside part of a transaction");
+    };
+    reader.u8("a message kind")?;
+    if kind != b'O' {
+        reader.u32("the id of a subtransaction")?;
+    }
+    let message = decode(&mut reader)?;
+    reader.end()?;
+    Ok(message)
+}
+
+/// The id of the subtransaction that a message inside a part belongs to, without decoding the rest;
+/// `None` for one that carries none. Of a logical message it is that of the top-level transaction.
+pub fn part_xid(bytes: &[u8]) -> Option<u32> {
+    match bytes.split_first_chunk::<5>()? {
+        ([b'O', ..], _) => None,
+        ([_, xid @ ..], _) => Some(u32::from_be_bytes(*xid)),
+    }
+}
+
+/// What decodes the rest of a message.
+type Decode = for<'a> fn(&mut Reader<'a>) -> Result<Message<'a>, DecodeError>;
+
+/// How to decode a message that may also stand inside part of a transaction.
+fn content(kind: u8) -> Option<Decode> {
+    Some(match kind {
+        b'O' => origin,
+        b'R' => relation,
+        b'Y' => type_name,
+        b'I' => insert,
+        b'U' => update,
+        b'D' => delete,
+        b'T' => truncate,
+        b'M' => logical,
+        _ => return None,
+    })
+}
+
+fn abort_with_place<'a>(reader: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
+    parts::abort(reader, true)
+}
+
+fn abort_without_place<'a>(reader: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
+    parts::abort(reader, false)
 }
 
 fn lsn(reader: &mut Reader<'_>, expected: &'static str) -> Result<Lsn, DecodeError> {

@@ -61,7 +61,27 @@ fn again(message: &Message<'_>) -> Vec<u8> {
         Message::Logical { transactional, lsn, prefix, content } => {
             encode::logical(transactional, lsn.get(), prefix, content)
         }
+        Message::StreamStart { xid, first } => encode::stream_start(xid, first),
+        Message::StreamStop => encode::stream_stop(),
+        Message::StreamCommit { xid, lsn, end, committed } => {
+            encode::stream_commit(xid, lsn.get(), end.get(), committed.0)
+        }
+        Message::StreamAbort { xid, subxid, aborted } => {
+            encode::stream_abort(xid, subxid, aborted.map(|it| (it.lsn.get(), it.at.0)))
+        }
+        Message::BeginPrepare(it) => two_phase(b'b', it),
+        Message::Prepare(it) => two_phase(b'P', it),
+        Message::StreamPrepare(it) => two_phase(b'p', it),
+        Message::CommitPrepared(it) => two_phase(b'K', it),
+        Message::RollbackPrepared { prepare_end, end, prepared, rolled_back, xid, gid } => {
+            let (ends, times) = ((prepare_end.get(), end.get()), (prepared.0, rolled_back.0));
+            encode::rollback_prepared(ends, times, xid, gid)
+        }
     }
+}
+
+fn two_phase(kind: u8, it: TwoPhase<'_>) -> Vec<u8> {
+    encode::two_phase(kind, (it.lsn.get(), it.end.get(), it.at.0), it.xid, it.gid)
 }
 
 fn old_cells(old: Old<'_>) -> (u8, Vec<Cell>) {
@@ -87,6 +107,26 @@ fn row() -> impl Strategy<Value = Vec<Cell>> {
 
 fn old() -> impl Strategy<Value = (u8, Vec<Cell>)> {
     (prop_oneof![Just(b'K'), Just(b'O')], row())
+}
+
+/// What stands only outside the parts of a transaction, and only in protocol 4.
+fn control() -> impl Strategy<Value = Vec<u8>> {
+    let kind = proptest::sample::select(&b"bPpK"[..]);
+    prop_oneof![
+        any::<(u32, bool)>().prop_map(|(xid, first)| encode::stream_start(xid, first)),
+        Just(encode::stream_stop()),
+        any::<(u32, u64, u64, i64)>()
+            .prop_map(|(xid, lsn, end, time)| encode::stream_commit(xid, lsn, end, time)),
+        any::<(u32, u32, (u64, i64))>().prop_map(|(xid, sub, place)| encode::stream_abort(
+            xid,
+            sub,
+            Some(place)
+        )),
+        (kind, any::<(u64, u64, i64)>(), any::<u32>(), name())
+            .prop_map(|(kind, places, xid, gid)| encode::two_phase(kind, places, xid, &gid)),
+        (any::<(u64, u64)>(), any::<(i64, i64)>(), any::<u32>(), name())
+            .prop_map(|(ends, times, xid, gid)| encode::rollback_prepared(ends, times, xid, &gid)),
+    ]
 }
 
 fn message() -> impl Strategy<Value = Vec<u8>> {
@@ -119,44 +159,91 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+const NEWEST: Dialect = Dialect::newest(180_000, true);
+
 proptest! {
     #[test]
-    fn what_is_written_reads_back(bytes in message()) {
-        let decoded = decode(&bytes).unwrap();
+    fn what_is_written_reads_back(bytes in prop_oneof![message(), control()]) {
+        let decoded = decode(&bytes, NEWEST).unwrap();
         prop_assert_eq!(again(&decoded), bytes);
     }
 
     #[test]
-    fn every_truncation_and_every_trailing_byte_is_an_error(bytes in message(), extra: u8) {
+    fn inside_a_part_everything_carries_a_transaction(bytes in message(), xid: u32) {
+        prop_assume!(!b"BC".contains(&bytes[0]));
+        let part = encode::in_part(xid, bytes.clone());
+        prop_assert_eq!(part_xid(&part), (bytes[0] != b'O').then_some(xid));
+        prop_assert_eq!(again(&decode_part(&part).unwrap()), bytes);
+        for length in 0..part.len() {
+            prop_assert!(decode_part(&part[..length]).is_err());
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_every_trailing_byte_is_an_error(
+        bytes in prop_oneof![message(), control()],
+        extra: u8,
+    ) {
         for length in 0..bytes.len() {
-            let error = decode(&bytes[..length]).unwrap_err();
+            let error = decode(&bytes[..length], NEWEST).unwrap_err();
             prop_assert!(error.offset <= length);
         }
         let mut longer = bytes;
         longer.push(extra);
-        prop_assert!(decode(&longer).is_err());
+        prop_assert!(decode(&longer, NEWEST).is_err());
+    }
+
+    #[test]
+    fn protocol_1_knows_nothing_of_the_later_ones(bytes in control()) {
+        prop_assert!(decode(&bytes, Dialect::WHOLE).is_err());
+        prop_assert!(decode_part(&bytes).is_err());
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(
-        kind in proptest::option::of(proptest::sample::select(&b"BCORYIUDTM"[..])),
+        kind in proptest::option::of(proptest::sample::select(&b"BCORYIUDTMSEcAbPpKr"[..])),
         rest in vec(any::<u8>(), 0..200),
+        server in 13..19_u32,
     ) {
         let bytes: Vec<u8> = kind.into_iter().chain(rest).collect();
-        if let Ok(message) = decode(&bytes) {
+        if let Ok(message) = decode(&bytes, Dialect::newest(server * 10_000, true)) {
+            again(&message);
+        }
+        part_xid(&bytes);
+        if let Ok(message) = decode_part(&bytes) {
             again(&message);
         }
     }
 
     #[test]
-    fn a_flipped_byte_never_panics(bytes in message(), at: prop::sample::Index, value: u8) {
+    fn a_flipped_byte_never_panics(
+        bytes in prop_oneof![message(), control()],
+        at: prop::sample::Index,
+        value: u8,
+    ) {
         let mut bytes = bytes;
         let at = at.index(bytes.len());
         bytes[at] = value;
-        if let Ok(message) = decode(&bytes) {
+        if let Ok(message) = decode(&bytes, NEWEST) {
             again(&message);
         }
     }
+}
+
+#[test]
+fn an_abort_is_read_as_it_was_asked_for() {
+    let (on, parallel) = (Dialect::newest(150_000, true), NEWEST);
+    let (short, long) =
+        (encode::stream_abort(7, 8, None), encode::stream_abort(7, 8, Some((9, 1))));
+    let aborted = None;
+    assert_eq!(decode(&short, on).unwrap(), Message::StreamAbort { xid: 7, subxid: 8, aborted });
+    assert!(decode(&long, on).unwrap_err().to_string().contains("the end of the message"));
+    assert!(decode(&short, parallel).unwrap_err().to_string().contains("the LSN of the abort"));
+    let aborted = Some(Aborted { lsn: Lsn::new(9), at: PgTime(1) });
+    assert_eq!(
+        decode(&long, parallel).unwrap(),
+        Message::StreamAbort { xid: 7, subxid: 8, aborted }
+    );
 }
 
 #[test]
@@ -180,12 +267,12 @@ fn an_error_says_which_message_where_and_what_was_expected() {
             "malformed insert message at byte 6: expected the number of columns",
         ),
     ] {
-        assert_eq!(decode(bytes).unwrap_err().to_string(), says);
+        assert_eq!(decode(bytes, Dialect::WHOLE).unwrap_err().to_string(), says);
     }
     let mut trailing = encode::begin(1, 2, 3);
     trailing.push(0);
     assert_eq!(
-        decode(&trailing).unwrap_err().to_string(),
+        decode(&trailing, Dialect::WHOLE).unwrap_err().to_string(),
         "malformed begin message at byte 21: expected the end of the message"
     );
 }
