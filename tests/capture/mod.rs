@@ -1,4 +1,5 @@
 //! Capture against a real PostgreSQL.
 
 mod heartbeat;
+mod parts;
 mod types;
