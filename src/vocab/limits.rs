@@ -22,6 +22,7 @@ pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most valid tokens of one service, of all admins, of all auditors: a rotation needs two, and all are
 /// held in memory.
 pub const TOKENS_PER_PRINCIPAL_MAX: usize = 100;
+
 /// Records of an unfinished transaction gathered before they go to disk, and read back at once, in
 /// bytes.
 pub const SPILL_BUFFER_BYTES: usize = 256 * 1024;
