@@ -31,6 +31,7 @@ use crate::capture::Captures;
 use crate::config::{CaptureOptions, HttpOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
 use crate::feed::Feed;
+use crate::gateway::{Gateway, Login};
 use crate::guard::Governor;
 use crate::log::{Log, PostgresStore};
 use crate::pg::{self, Pool, Target};
@@ -76,6 +77,17 @@ pub struct Options {
     /// Only in the environment: arguments can be read by every user of the machine.
     #[arg(skip = std::env::var("CADASTRE_ADMIN_TOKEN").ok().map(SecretString::from))]
     pub admin_token: Option<SecretString>,
+    /// The login with which the write gateway connects for a service: `SOURCE/SERVICE=URL`, where
+    /// `${VARIABLE}` in the URL is resolved here. Without one, the service's first role is tried on the
+    /// source's own connection string without a password. Several are separated by spaces.
+    #[arg(
+        long = "gateway-login",
+        env = "CADASTRE_GATEWAY_LOGINS",
+        hide_env_values = true,
+        value_name = "SOURCE/SERVICE=URL",
+        value_delimiter = ' '
+    )]
+    pub gateway_logins: Vec<Login>,
     /// Waits on PostgreSQL.
     #[command(flatten)]
     pub postgres: PostgresOptions,
@@ -168,6 +180,8 @@ impl App {
         capture.spill_dir.get_or_insert_with(|| options.data_dir.join(SPILL_DIR));
         let captures =
             Captures::new(registry.clone(), log.clone(), options.postgres.clone(), capture);
+        let gateway =
+            Gateway::new(registry.clone(), options.postgres.clone(), &options.gateway_logins);
         let stopping = app.working.stopping();
         app.working.spawn("metrics", metrics.clone().run(stopping.clone()));
         app.working.spawn("registry", registry.clone().run(stopping.clone()));
@@ -176,6 +190,7 @@ impl App {
         let context = api::Context {
             registry: registry.clone(),
             governor,
+            gateway,
             feed,
             captures,
             tokens: Tokens::new(&token),

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod embedded;
 pub mod feed;
+pub mod gateway;
 pub mod guard;
 pub mod log;
 pub mod pg;

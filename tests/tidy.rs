@@ -14,7 +14,7 @@ const LEVELS: &[&[&str]] = &[
     &["telemetry", "task"],
     &["pg"],
     &["registry", "log"],
-    &["guard", "capture"],
+    &["guard", "capture", "gateway"],
     &["feed"],
     &["api", "embedded"],
     &["app"],

@@ -45,6 +45,8 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/check", Needs::Token),
     ("POST", "/v1/check", Needs::Token),
     ("GET", "/v1/feed", Needs::Token),
+    // The guard says whether it is the owner.
+    ("POST", "/v1/datasets/{dataset}/rows", Needs::Owner),
     ("GET", "/v1/manifest", Needs::Token),
     // A plan that names sources has the server connect to them: its handler asks for an admin then.
     ("POST", "/v1/manifest/plan", Needs::Token),
@@ -130,6 +132,11 @@ pub(super) fn permit(caller: &Caller, service: &ServiceName, what: &str) -> Resu
 /// Whether they are an admin.
 pub(super) fn permit_admin(caller: &Caller, what: &str) -> Result<(), Problem> {
     allow(caller, Needs::Admin, what)
+}
+
+/// The service they are; nobody else has rows.
+pub(super) fn service<'a>(caller: &'a Caller, what: &str) -> Result<&'a ServiceName, Problem> {
+    caller.principal.service().ok_or_else(|| refuse(caller, what, "a token of a service"))
 }
 
 /// Whether they may change the registry so. A service may change what is declared of a dataset it

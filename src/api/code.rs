@@ -13,6 +13,8 @@ pub(super) enum Code {
     InvalidToken,
     /// The token is good, but not for this.
     Forbidden,
+    /// The dataset is another service's.
+    NotOwner,
     /// No such route or object.
     NotFound,
     /// No dataset has this name.
@@ -41,6 +43,12 @@ pub(super) enum Code {
     MethodNotAllowed,
     /// The declaration contradicts itself, the registry or the source; `errors` says where.
     Refused,
+    /// No row has the key, or several have it.
+    RowNotFound,
+    /// A constraint of the table does not allow it.
+    ConstraintViolated,
+    /// The idempotency key was used for a request with another body.
+    IdempotencyKeyReused,
     /// Somebody else's change stands in the way.
     Conflict,
     /// A table stayed locked; the same request may succeed later.
@@ -60,6 +68,10 @@ impl Code {
             Self::Unauthenticated => "unauthenticated",
             Self::InvalidToken => "invalid_token",
             Self::Forbidden => "forbidden",
+            Self::NotOwner => "not_owner",
+            Self::RowNotFound => "row_not_found",
+            Self::ConstraintViolated => "constraint_violated",
+            Self::IdempotencyKeyReused => "idempotency_key_reused",
             Self::NotFound => "not_found",
             Self::UnknownDataset => "unknown_dataset",
             Self::UnknownService => "unknown_service",
@@ -91,10 +103,12 @@ impl Code {
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Unauthenticated | Self::InvalidToken => StatusCode::UNAUTHORIZED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::UnknownDataset | Self::UnknownService | Self::UnknownSource => {
-                StatusCode::NOT_FOUND
-            }
+            Self::Forbidden | Self::NotOwner => StatusCode::FORBIDDEN,
+            Self::RowNotFound
+            | Self::NotFound
+            | Self::UnknownDataset
+            | Self::UnknownService
+            | Self::UnknownSource => StatusCode::NOT_FOUND,
             Self::BadRequest
             | Self::MalformedName
             | Self::MalformedPosition
@@ -104,8 +118,8 @@ impl Code {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Refused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Conflict => StatusCode::CONFLICT,
+            Self::Refused | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Conflict | Self::ConstraintViolated => StatusCode::CONFLICT,
             Self::Busy | Self::TooManyFeeds | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -117,6 +131,10 @@ impl Code {
             Self::Unauthenticated => "A token is needed",
             Self::InvalidToken => "The token is not valid",
             Self::Forbidden => "The token does not allow this",
+            Self::NotOwner => "The dataset is another service's",
+            Self::RowNotFound => "No row has this key",
+            Self::ConstraintViolated => "A constraint of the table does not allow it",
+            Self::IdempotencyKeyReused => "The key stands for another request",
             Self::NotFound => "There is nothing here",
             Self::UnknownDataset => "No dataset has this name",
             Self::UnknownService => "No service has this name",

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::code::Code;
 use crate::telemetry::ErrorChain;
 use crate::vocab::{ModeError, NameError, PositionError, Retry, limits};
-use crate::{feed, guard, log, registry};
+use crate::{feed, gateway, guard, log, registry};
 
 /// How long a client is asked to wait before it repeats what was refused for a passing reason.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -153,6 +153,10 @@ impl Problem {
             | Code::NotAcceptable
             | Code::Refused
             | Code::Conflict
+            | Code::NotOwner
+            | Code::RowNotFound
+            | Code::ConstraintViolated
+            | Code::IdempotencyKeyReused
             | Code::Internal => {}
         }
         response.body(self.to_json(request_id).to_string())
@@ -245,6 +249,37 @@ impl From<guard::Error> for Problem {
             Error::Busy { .. } => Self::new(Code::Busy, error.to_string()),
             Error::UnknownDataset(_) => Self::new(Code::UnknownDataset, error.to_string()),
             Error::UnknownSource(_) => Self::new(Code::UnknownSource, error.to_string()),
+        }
+    }
+}
+
+impl From<gateway::Error> for Problem {
+    fn from(error: gateway::Error) -> Self {
+        use gateway::Error;
+        let text = error.to_string();
+        match error {
+            Error::Invalid { .. } => Self::new(Code::BadRequest, text),
+            Error::UnknownDataset(_) => Self::new(Code::UnknownDataset, text),
+            Error::NoRole { .. } | Error::NoPrivilege { .. } => Self::new(Code::Forbidden, text),
+            Error::NotOwner { owner, .. } => {
+                Self::new(Code::NotOwner, text).with("owner", owner.as_str().into())
+            }
+            Error::NoSuchRow { .. } => Self::new(Code::RowNotFound, text),
+            Error::Constraint { constraint, column, .. } => {
+                let mut problem = Self::new(Code::ConstraintViolated, text);
+                for (member, value) in [("constraint", constraint), ("column", column)] {
+                    if let Some(value) = value {
+                        problem = problem.with(member, value.into());
+                    }
+                }
+                problem
+            }
+            Error::Refused { .. } => Self::new(Code::Refused, text),
+            Error::KeyReused => Self::new(Code::IdempotencyKeyReused, text),
+            Error::Busy | Error::Full { .. } => Self::new(Code::Busy, text),
+            Error::Source { .. } | Error::Unknown { .. } => {
+                Self::new(Code::Unavailable, text).caused_by(&error)
+            }
         }
     }
 }

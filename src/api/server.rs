@@ -25,6 +25,7 @@ use super::{graphql, rest};
 use crate::capture::Captures;
 use crate::config::HttpOptions;
 use crate::feed::Feed;
+use crate::gateway::Gateway;
 use crate::guard::Governor;
 use crate::registry::Registry;
 use crate::task::Tasks;
@@ -36,6 +37,8 @@ pub struct Context {
     pub registry: Registry,
     /// The one way to change the registry and its sources.
     pub governor: Governor,
+    /// Rows written for services.
+    pub gateway: Gateway,
     /// The change feed.
     pub feed: Feed,
     /// How each source's capture stands.
@@ -161,6 +164,7 @@ fn routes(config: &mut web::ServiceConfig) {
             [web::get().to(rest::check_query), web::post().to(rest::check_body)],
         ))
         .service(resource("/v1/feed", "GET", [web::get().to(rest::feed)]))
+        .service(resource("/v1/datasets/{dataset}/rows", "POST", [web::post().to(rest::rows)]))
         .service(resource("/v1/manifest", "GET", [web::get().to(rest::export)]))
         .service(resource("/v1/manifest/plan", "POST", [web::post().to(rest::plan)]))
         .service(resource("/v1/manifest/apply", "POST", [web::post().to(rest::apply)]))

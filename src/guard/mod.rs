@@ -34,9 +34,10 @@ pub use error::{Error, Refusal};
 pub use governor::Governor;
 
 /// The SQL that is installed into a source, in order, by file name.
-pub const SCHEMA: [(&str, &str); 4] = [
+pub const SCHEMA: [(&str, &str); 5] = [
     ("01_base.sql", include_str!("../../schema/guard/01_base.sql")),
     ("02_note.sql", include_str!("../../schema/guard/02_note.sql")),
     ("03_guard.sql", include_str!("../../schema/guard/03_guard.sql")),
     ("04_ddl.sql", include_str!("../../schema/guard/04_ddl.sql")),
+    ("05_gateway.sql", include_str!("../../schema/guard/05_gateway.sql")),
 ];

@@ -60,3 +60,12 @@ pub const FEED_READERS_MAX: usize = 12_000;
 
 /// Longest silence on a feed before a comment or blank line proves that it lives.
 pub const FEED_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Most rows that one request to the write gateway may name: a transaction that stays short.
+pub const GATEWAY_ROWS_MAX: usize = 1_000;
+
+/// Most sessions of one service in one source that the write gateway keeps.
+pub const GATEWAY_SESSIONS_MAX: usize = 4;
+
+/// Longest idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;

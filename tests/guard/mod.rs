@@ -5,6 +5,7 @@ mod attribution;
 mod change;
 mod ddl;
 mod forgery;
+mod gateway;
 mod routes;
 
 use serde_json::{Value, json};
@@ -86,6 +87,19 @@ impl Shop {
             .body(manifest.to_owned());
         let response = request.send().await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// A token of a service.
+    async fn token(&self, service: &str) -> String {
+        let query =
+            format!("mutation {{ tokenCreate(input: {{ service: \"{service}\" }}) {{ secret }} }}");
+        let request = self.server.client().post(self.server.at("/graphql"));
+        let response = request.json(&json!({ "query": query })).send().await.unwrap();
+        let answer: Value = response.json().await.unwrap();
+        answer["data"]["tokenCreate"]["secret"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{answer}"))
+            .to_owned()
     }
 
     /// A session of `role` in the shop.

@@ -60,6 +60,10 @@ impl UserError {
             | Code::InvalidToken
             | Code::Forbidden
             | Code::PositionTrimmed
+            | Code::NotOwner
+            | Code::RowNotFound
+            | Code::ConstraintViolated
+            | Code::IdempotencyKeyReused
             | Code::PayloadTooLarge
             | Code::UnsupportedMediaType
             | Code::NotAcceptable

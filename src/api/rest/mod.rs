@@ -9,6 +9,7 @@ mod feed;
 mod health;
 mod manifest;
 mod openapi;
+mod rows;
 
 pub(super) use check::{check_body, check_query};
 pub(super) use doctor::doctor;
@@ -17,3 +18,4 @@ pub(super) use health::{healthz, metrics, readyz};
 pub(super) use manifest::{apply, export, plan};
 pub(super) use openapi::openapi;
 pub use openapi::openapi_json;
+pub(super) use rows::rows;

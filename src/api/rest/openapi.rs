@@ -39,6 +39,7 @@ pub(super) struct Problem {
         super::check::check_body,
         super::check::check_query,
         super::feed::feed,
+        super::rows::rows,
         super::manifest::plan,
         super::manifest::apply,
         super::manifest::export,

@@ -98,6 +98,7 @@ impl Stage {
             database_wait: Duration::ZERO,
             postgres_bin: None,
             postgres_port: None,
+            gateway_logins: Vec::new(),
             admin_token: None,
             http: HttpOptions { listen: listen.to_owned(), ..HttpOptions::default() },
             postgres: waits,
