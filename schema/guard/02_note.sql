@@ -6,8 +6,10 @@
 --   cadastre.writer     transactional: from here on in this transaction, changes of this dataset
 --                       are by this role: {"v","dataset","service","role","login","traceparent",
 --                        "reason"}
+--   cadastre.guard      transactional: from this commit on the guard of this dataset does not stand,
+--                       or stands again: {"v","dataset","state":"off"|"on","since"}; since is where
+--                       it was last seen to stand, when a comparison and not a command tells it
 --   cadastre.schema     transactional: from here on a table is another; see 04_ddl.sql
---
 --
 -- These functions run as cadastre, the only role that may emit messages. They can be called by
 -- anyone, so they look at who called them: the second line of the call stack must be the guard

@@ -294,6 +294,10 @@ BEGIN
       d.name, rel, now -> 'shape', op, service, actor,
       jsonb_build_object('shape', now -> 'shape', 'was', cadastre.name_of(was -> 'shape')));
   END IF;
+  IF EXISTS (SELECT FROM jsonb_each(now -> 'parts') p WHERE NOT (p.value ->> 'guarded')::bool) THEN
+    -- Let through, and the guard does not stand everywhere: nobody vouches for writers from here on.
+    PERFORM cadastre.emit(true, 'guard', json_build_object('v', 1, 'dataset', d.name, 'state', 'off'));
+  END IF;
   FOR part IN
     SELECT CASE WHEN b.key IS NULL THEN 'attached' ELSE 'detached' END AS kind,
       coalesce(a.key, b.key)::bigint AS relid, coalesce(a.value, b.value) AS value

@@ -67,6 +67,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "owner", Needs::Token),
     ("Query", "canWrite", Needs::Token),
     ("Query", "violations", Needs::Token),
+    ("Query", "driftFindings", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
     ("Mutation", "serviceRegister", Needs::Admin),

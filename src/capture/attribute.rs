@@ -30,6 +30,8 @@ pub(super) struct HeartbeatMessage {
     /// Which process sent it, and its number there.
     pub(super) id: String,
 }
+/// Prefix of the transactional message that says that the guard of a dataset is off, or stands again.
+pub(super) const GUARD: &[u8] = b"cadastre.guard";
 
 /// Why a message names the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -58,6 +60,29 @@ pub(super) struct WriterMessage {
     pub(super) reason: Reason,
     /// The service as the source knows it.
     pub(super) service: Option<String>,
+}
+
+/// Whether a guard stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Standing {
+    /// It does not: anybody may have written from here on.
+    Off,
+    /// It does again.
+    On,
+}
+
+/// The guard of a dataset is off, or stands again.
+#[derive(Debug, Deserialize)]
+pub(super) struct GuardMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    /// The dataset's name.
+    pub(super) dataset: String,
+    /// Which of the two.
+    pub(super) state: Standing,
+    /// Where the WAL ended when it was last seen to stand, as PostgreSQL writes it.
+    pub(super) since: Option<String>,
 }
 
 /// An attempt by a service that is not the owner.

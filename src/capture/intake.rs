@@ -8,7 +8,7 @@ use chrono::Utc;
 use metrics::{counter, gauge};
 use tokio::sync::watch;
 
-use super::assemble::{AssembleError, Assembler, Output, Received};
+use super::assemble::{AssembleError, Assembler, GuardNotice, Output, Received};
 use super::decode::{DecodeError, Dialect, Message, PgTime, decode, decode_part};
 use super::heartbeat::Pulse;
 use super::service::Shared;
@@ -111,6 +111,7 @@ impl Intake<'_> {
                 let types = catalog::load(&self.catalog, &oids).await;
                 self.assembler.learn(types.map_err(pg::Error::from)?);
             }
+            Output::Guard(notice) => self.guard(notice).await?,
             Output::Violation(violation) => self.violations.push(*violation),
             Output::Heartbeat { lsn, id } => {
                 // All before it has been read; in a transaction its end has not.
@@ -172,6 +173,19 @@ impl Intake<'_> {
         for id in self.heard.drain(..) {
             self.pulse.read(&id, self.handed);
         }
+        Ok(())
+    }
+
+    /// Records where a guard is not known to stand, before any change that this is true of goes out.
+    async fn guard(&mut self, notice: GuardNotice) -> Result<(), Error> {
+        let GuardNotice { dataset, epoch, commit, stands, since } = notice;
+        let registry = &self.shared.registry;
+        if stands {
+            registry.gap_close(dataset, epoch, commit).await?;
+        } else {
+            registry.gap_open(dataset, epoch, commit, since).await?;
+        }
+        self.assembler.registry_changed(registry.snapshot());
         Ok(())
     }
 

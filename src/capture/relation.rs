@@ -4,12 +4,14 @@
 //! table, dataset and types together become a [`PreparedRelation`]: names escaped, kinds
 //! resolved, and the parts of the event that are the same for all its changes written out.
 
+use std::sync::Arc;
+
 use super::catalog::Types;
 use super::decode::{Relation, Tuple};
 use super::envelope;
 use super::json::{Kind, label};
 use crate::registry::{Dataset, GuardState};
-use crate::vocab::{DatasetId, SourceName, Writer};
+use crate::vocab::{DatasetId, Epoch, Lsn, SourceName, Writer};
 
 /// A table as a Relation message described it.
 #[derive(Debug)]
@@ -71,9 +73,10 @@ pub(super) struct PreparedColumn {
     pub(super) key: bool,
 }
 
-/// Whether the guard vouches for the writers of a dataset.
-pub(super) fn is_verified(dataset: &Dataset) -> bool {
+/// Whether the guard vouches for the writers of a dataset in a transaction that committed here.
+pub(super) fn is_verified(dataset: &Dataset, epoch: Epoch, commit: Lsn) -> bool {
     dataset.guard == GuardState::Installed
+        && !dataset.gaps.iter().any(|gap| gap.contains(epoch, commit))
 }
 
 /// The events of one dataset, ready but for the values.
@@ -87,8 +90,12 @@ pub(super) struct PreparedRelation {
     pub(super) source_part: Vec<u8>,
     /// From after the time to before the position.
     pub(super) dataset_part: Vec<u8>,
-    /// The writer of a change that no message marks: the owner.
-    pub(super) owner_part: Vec<u8>,
+    /// The dataset itself, for whether its guard stood.
+    governed: Arc<Dataset>,
+    /// The writer of a change that no message marks: the owner, if the guard stood.
+    verified_part: Vec<u8>,
+    /// The same where it may not have.
+    unverified_part: Vec<u8>,
 }
 
 impl PreparedRelation {
@@ -96,7 +103,7 @@ impl PreparedRelation {
     pub(super) fn new(
         table: &Table,
         database: &Database<'_>,
-        dataset: &Dataset,
+        dataset: &Arc<Dataset>,
         types: &Types,
     ) -> Self {
         let columns = table.columns.iter().map(|column| PreparedColumn {
@@ -104,14 +111,27 @@ impl PreparedRelation {
             kind: types.kind(column.type_oid),
             key: column.key,
         });
-        let verified = is_verified(dataset);
-        let owner = Writer { service: Some(dataset.owner.clone()), role: None, verified };
+        let owner = |verified| {
+            let service = Some(dataset.owner.clone());
+            envelope::writer_part(&Writer { service, role: None, verified }, None)
+        };
         Self {
             dataset: dataset.id,
             columns: columns.collect(),
             source_part: envelope::source_part(database, table),
             dataset_part: envelope::dataset_part(&dataset.name),
-            owner_part: envelope::writer_part(&owner, None),
+            governed: Arc::clone(dataset),
+            verified_part: owner(true),
+            unverified_part: owner(false),
+        }
+    }
+
+    /// The writer of a change that no message marks, in a transaction that committed here.
+    pub(super) fn owner_part(&self, epoch: Epoch, commit: Lsn) -> &[u8] {
+        if is_verified(&self.governed, epoch, commit) {
+            &self.verified_part
+        } else {
+            &self.unverified_part
         }
     }
 

@@ -45,6 +45,10 @@ pub struct PostgresOptions {
     /// `lock_timeout` of a change of guard: longest that owners' writes may queue behind it.
     #[arg(long, env = "CADASTRE_GUARD_LOCK_TIMEOUT", default_value = "300ms", value_parser = duration)]
     pub guard_lock_timeout: Duration,
+    /// How often what stands in each source is compared with the registry. Longer: a guard that
+    /// somebody switched off without a trace stays off for longer; shorter: more catalog queries.
+    #[arg(long, env = "CADASTRE_GUARD_INTERVAL", default_value = "30s", value_parser = duration)]
+    pub guard_interval: Duration,
     /// Longest that a change of guard keeps retrying for its lock.
     #[arg(long, env = "CADASTRE_GUARD_PATIENCE", default_value = "60s", value_parser = duration)]
     pub guard_patience: Duration,

@@ -43,6 +43,7 @@ impl Fixture {
                 columns: Default::default(),
                 derived_from: Vec::new(),
                 guard: GuardState::Installed,
+                gaps: Vec::new(),
                 created_at: Utc::now(),
             };
             snapshot.datasets.insert(dataset.name.clone(), Arc::new(dataset));

@@ -1,32 +1,28 @@
-//! The one way to change what the registry declares, and the loop that makes sources agree with it.
+//! The one way to change what the registry declares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use metrics::counter;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use super::desired::{Desired, desired};
-use super::{Error, Need, Refusal, doctor, install, preflight};
+use super::install::{self, Scripts};
+use super::{Error, Need, Refusal, doctor, fingerprint, preflight};
 use crate::config::PostgresOptions;
 use crate::pg::{self, Connection, SlotFound, Target, ensure_publication, ensure_slot};
 use crate::registry::{GuardState, Mutation, Registry, Revision};
-use crate::vocab::{DatasetId, DatasetName, Mode, SourceName};
-
-/// How often sources are compared with the registry.
-const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+use crate::vocab::{DatasetId, DatasetName, Lsn, Mode, SourceName};
 
 /// Puts ownership into sources. Cheap to clone; clones share.
 #[derive(Clone)]
 pub struct Governor {
-    registry: Registry,
-    options: PostgresOptions,
+    pub(super) registry: Registry,
+    pub(super) options: PostgresOptions,
     /// One change at a time in this process; the lock in each source covers the others.
-    applying: Arc<Mutex<()>>,
+    pub(super) applying: Arc<Mutex<()>>,
 }
 
 /// A source with an open transaction that holds the new guards.
@@ -35,6 +31,8 @@ struct Prepared {
     client: Connection,
     /// The slot was made for this change.
     slot_created: bool,
+    /// What the guard's own objects look like, if they were made for this change.
+    objects: Option<(BTreeMap<String, String>, Lsn)>,
 }
 
 impl Governor {
@@ -78,6 +76,12 @@ impl Governor {
             return Ok(revision);
         }
         for source in &prepared {
+            if let (Some((objects, at)), Some(registered)) =
+                (&source.objects, self.registry.snapshot().sources.get(&source.name))
+            {
+                let version = fingerprint::version();
+                self.registry.baseline_put(registered.id, &version, objects, *at).await?;
+            }
             let committed = source.client.batch_execute("COMMIT").await;
             committed.map_err(|error| failed(&source.name, error.into()))?;
         }
@@ -125,87 +129,6 @@ impl Governor {
         doctor::examine(&client, source, &wanted).await.map_err(|cause| failed(source, cause))
     }
 
-    /// Compares sources with the registry, at start, every 30 s and when the registry changes, and
-    /// installs what is missing, until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut timer = tokio::time::interval(RECONCILE_EVERY);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut changes = self.registry.changes();
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                _ = timer.tick() => {}
-                changed = changes.changed() => if changed.is_err() { return },
-            }
-            for name in self.registry.snapshot().sources.keys() {
-                let reconciled = tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    reconciled = self.reconcile(name) => reconciled,
-                };
-                if let Err(error) = reconciled {
-                    // Capture says loudly that a source is down; here it only means later.
-                    tracing::debug!(source = %name, error = %error, "guards not compared");
-                }
-            }
-        }
-    }
-
-    /// Brings one source to what the registry says now.
-    async fn reconcile(&self, name: &SourceName) -> Result<(), Error> {
-        let _applying = self.applying.lock().await;
-        let (sources, _) = desired(&self.registry.snapshot(), &[]);
-        let Some(wanted) = sources.get(name) else { return Ok(()) };
-        let client = self.open(name, wanted).await?;
-        let fail = |cause| failed(name, cause);
-        ensure_publication(&client, &name.publication()).await.map_err(fail)?;
-        let attempt = async {
-            install::begin(&client, &self.options).await?;
-            // Another instance may have changed both sides while this one waited for the lock.
-            let refreshed = self.registry.refresh().await;
-            let (mut sources, _) = desired(&self.registry.snapshot(), &[]);
-            let changed = match (refreshed, sources.remove(name)) {
-                (Ok(_), Some(mut wanted)) => {
-                    self.leave_out_refused(&client, &mut wanted).await?;
-                    install::install(&client, name, &wanted).await?
-                }
-                _ => Vec::new(),
-            };
-            client.batch_execute("COMMIT").await?;
-            Ok::<_, pg::Error>(changed)
-        };
-        let changed = attempt.await.map_err(fail)?;
-        for dataset in &changed {
-            counter!("cadastre_guard_repairs_total", "source" => name.to_string()).increment(1);
-            tracing::warn!(source = %name, %dataset, "guard was missing or altered; installed again");
-        }
-        let snapshot = self.registry.snapshot();
-        let pending = snapshot
-            .datasets
-            .values()
-            .any(|dataset| dataset.name.source() == name && dataset.guard == GuardState::Pending);
-        if pending {
-            self.installed(&BTreeSet::from([name.clone()])).await?;
-        }
-        Ok(())
-    }
-
-    /// Tables that are gone or cannot be governed now are the doctor's to report; they must not
-    /// keep the others from being guarded.
-    async fn leave_out_refused(
-        &self,
-        client: &Connection,
-        wanted: &mut Desired,
-    ) -> Result<(), pg::Error> {
-        for name in wanted.datasets.keys().cloned().collect::<Vec<_>>() {
-            if !preflight::table(client, &name, &[]).await?.is_empty() {
-                wanted.datasets.remove(&name);
-            }
-        }
-        Ok(())
-    }
-
     /// Connections to the touched sources.
     async fn connect(
         &self,
@@ -222,7 +145,11 @@ impl Governor {
     }
 
     /// A connection to one source; a connection string that can never work is a refusal.
-    async fn open(&self, name: &SourceName, wanted: &Desired) -> Result<Connection, Error> {
+    pub(super) async fn open(
+        &self,
+        name: &SourceName,
+        wanted: &Desired,
+    ) -> Result<Connection, Error> {
         let target = Target::resolve(&wanted.url).map_err(|error| {
             let message = error.to_string();
             Error::Refused(vec![Refusal { kind: "source", name: name.to_string(), message }])
@@ -259,7 +186,7 @@ impl Governor {
         ensure_publication(&client, &name.publication()).await.map_err(fail)?;
         let slot_created =
             ensure_slot(&client, &name.slot()).await.map_err(fail)? == SlotFound::Created;
-        let prepared = Prepared { name: name.clone(), client, slot_created };
+        let mut prepared = Prepared { name: name.clone(), client, slot_created, objects: None };
         let Some(wanted) = sources.get(name) else { return Ok(prepared) };
         let deadline = Instant::now() + self.options.guard_patience;
         let mut pauses = ExponentialBuilder::default()
@@ -271,9 +198,15 @@ impl Governor {
         loop {
             let attempt = async {
                 install::begin(&prepared.client, &self.options).await?;
-                install::install(&prepared.client, name, wanted).await
+                install::install(&prepared.client, name, wanted, Scripts::IfOutdated).await
             };
-            let Err(error) = attempt.await else { return Ok(prepared) };
+            let error = match attempt.await {
+                Ok(installed) => {
+                    prepared.objects = installed.objects;
+                    return Ok(prepared);
+                }
+                Err(error) => error,
+            };
             let locked = error.is_lock_timeout();
             if locked && Instant::now() < deadline {
                 prepared.client.batch_execute("ROLLBACK").await.map_err(|e| fail(e.into()))?;
@@ -304,7 +237,10 @@ impl Governor {
     }
 
     /// Marks the guards of these sources as standing.
-    async fn installed(&self, sources: &BTreeSet<SourceName>) -> Result<Revision, Error> {
+    pub(super) async fn installed(
+        &self,
+        sources: &BTreeSet<SourceName>,
+    ) -> Result<Revision, Error> {
         let snapshot = self.registry.snapshot();
         let datasets: Vec<DatasetId> = snapshot
             .datasets
@@ -317,6 +253,6 @@ impl Governor {
 }
 
 /// A failure of one source.
-fn failed(name: &SourceName, cause: pg::Error) -> Error {
+pub(super) fn failed(name: &SourceName, cause: pg::Error) -> Error {
     Error::Source { source_name: name.clone(), cause }
 }

@@ -1,15 +1,13 @@
 //! Putting guards into a source: one transaction, idempotent, with what stands there left alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sha2::{Digest, Sha256};
-
-use super::SCHEMA;
 use super::desired::{Desired, Guarded};
 use super::preflight::version;
+use super::{SCHEMA, fingerprint};
 use crate::config::PostgresOptions;
-use crate::pg::{Connection, Error, quote_ident, quote_literal};
-use crate::vocab::{DatasetName, RoleName, ServiceName, SourceName};
+use crate::pg::{Connection, Error, PUBLICATION_OPTIONS, quote_ident, quote_literal};
+use crate::vocab::{DatasetName, Lsn, RoleName, ServiceName, SourceName};
 
 /// One change of guards at a time in a source, whoever makes it.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('cadastre guard', 0))";
@@ -28,7 +26,8 @@ const TREE: &str = "
               JOIN pg_namespace g ON g.oid = p.pronamespace
               WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_guard' AND t.tgenabled = 'A'
                 AND p.proname = 'guard' AND g.nspname = 'cadastre' AND t.tgargs = $3
-                AND t.tgqual IS NULL)
+                AND t.tgqual IS NULL AND t.tgattr = ''
+                AND t.tgtype = CASE c.relkind WHEN 'f' THEN 30 ELSE 62 END)
     FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
     ORDER BY c.oid";
 
@@ -38,6 +37,83 @@ const MEMBERS: &str = "
     JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
     WHERE g.rolname = $1";
 
+/// Who granted a membership: from 16 on it is one for each grantor.
+const GRANTORS: &str = "
+    SELECT pg_get_userbyid(a.grantor)::text FROM pg_auth_members a
+    JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
+    WHERE g.rolname = $1 AND m.rolname = $2";
+
+/// What the source notes about a dataset, if it is what is wanted.
+const NOTED: &str = "
+    SELECT 1 FROM cadastre.dataset
+    WHERE relid = $1 AND (name, owner, owner_role::text, mode) = ($2, $3, $4, $5)";
+
+/// How a table stands in the publication: whole, in part, or not at all.
+const PUBLISHED: &str = "
+    SELECT (to_jsonb(r) ->> 'prqual' IS NULL) AND (to_jsonb(r) ->> 'prattrs' IS NULL)
+    FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+    WHERE p.pubname = $1 AND r.prrelid = $2";
+
+/// Takes back what the scripts leave as they find it: privileges on what is there already, and
+/// event triggers. What they make themselves comes back when they run.
+const RESET: &str = "
+    DO $reset$
+    DECLARE x record;
+    BEGIN
+      FOR x IN
+        SELECT format('EVENT TRIGGER %I', e.evtname) AS object
+        FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+        WHERE p.pronamespace = to_regnamespace('cadastre') OR e.evtname IN ('cadastre_ddl', 'cadastre_drop')
+      LOOP
+        EXECUTE 'DROP ' || x.object;
+      END LOOP;
+      FOR x IN
+        SELECT format('FUNCTION %s', p.oid::regprocedure) AS object, a.grantee
+        FROM pg_proc p, aclexplode(p.proacl) a
+        WHERE p.pronamespace = to_regnamespace('cadastre') AND a.grantee <> p.proowner
+        UNION ALL
+        SELECT format('TABLE %s', c.oid::regclass), a.grantee FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.relnamespace = to_regnamespace('cadastre') AND c.relkind = 'r' AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT format('FUNCTION pg_catalog.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), a.grantee
+        FROM pg_proc p, aclexplode(p.proacl) a
+        WHERE p.proname = 'pg_logical_emit_message' AND a.grantee NOT IN (0, p.proowner)
+      LOOP
+        EXECUTE format('REVOKE ALL ON %s FROM %s', x.object,
+          CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END);
+      END LOOP;
+      FOR x IN
+        SELECT p.oid::regprocedure AS object FROM pg_proc p
+        WHERE p.pronamespace = to_regnamespace('cadastre') AND p.proacl IS NOT NULL
+      LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', x.object);
+      END LOOP;
+      FOR x IN
+        SELECT r.rolname AS object FROM pg_roles r WHERE r.rolname IN ('cadastre', 'cadastre_nobody')
+          AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolcanlogin OR r.rolreplication OR r.rolbypassrls)
+      LOOP
+        EXECUTE format('ALTER ROLE %I NOSUPERUSER NOCREATEROLE NOCREATEDB NOLOGIN NOREPLICATION NOBYPASSRLS', x.object);
+      END LOOP;
+    END $reset$";
+
+/// Whether the scripts run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scripts {
+    /// When another version, or none, stands in the source.
+    IfOutdated,
+    /// In any case, and what they would not touch is taken back first.
+    Always,
+}
+
+/// What an installation did.
+#[derive(Debug, Default)]
+pub(super) struct Installed {
+    /// The datasets whose guard had to be changed.
+    pub(super) changed: Vec<DatasetName>,
+    /// What the guard's own objects look like now, when the scripts ran, and where the WAL ended.
+    pub(super) objects: Option<(BTreeMap<String, String>, Lsn)>,
+}
+
 /// Begins the transaction and takes the lock on changes of guards.
 pub(super) async fn begin(client: &Connection, options: &PostgresOptions) -> Result<(), Error> {
     let timeout = options.guard_lock_timeout.as_millis();
@@ -46,18 +122,19 @@ pub(super) async fn begin(client: &Connection, options: &PostgresOptions) -> Res
     Ok(())
 }
 
-/// Brings the source to what is desired, inside the transaction that [`begin`] opened. Returns the
-/// names of the datasets whose guard had to be changed.
+/// Brings the source to what is desired, inside the transaction that [`begin`] opened.
 pub(super) async fn install(
     client: &Connection,
     source: &SourceName,
     desired: &Desired,
-) -> Result<Vec<DatasetName>, Error> {
-    scripts(client).await?;
+    run: Scripts,
+) -> Result<Installed, Error> {
+    let objects = scripts(client, run).await?;
     client.batch_execute("INSERT INTO cadastre.installing VALUES (pg_current_xact_id())").await?;
     for (service, wanted) in &desired.roles {
         roles(client, source, service, wanted).await?;
     }
+    publication(client, source).await?;
     let mut changed = Vec::new();
     for (name, dataset) in &desired.datasets {
         if guard(client, source, name, dataset).await? {
@@ -67,33 +144,37 @@ pub(super) async fn install(
     client
         .batch_execute("DELETE FROM cadastre.installing WHERE xid = pg_current_xact_id()")
         .await?;
-    Ok(changed)
+    Ok(Installed { changed, objects })
 }
 
-/// Functions, tables and event triggers; only when their text changed, as noted on the schema.
-async fn scripts(client: &Connection) -> Result<(), Error> {
-    let mut hash = Sha256::new();
-    for (_, text) in SCHEMA {
-        hash.update(text);
+/// Functions, tables and event triggers. Returns what they look like when they were made anew, of
+/// everything that was not there before as somebody else's.
+async fn scripts(
+    client: &Connection,
+    run: Scripts,
+) -> Result<Option<(BTreeMap<String, String>, Lsn)>, Error> {
+    let version = fingerprint::version();
+    if run == Scripts::IfOutdated
+        && fingerprint::version_found(client).await?.as_ref() == Some(&version)
+    {
+        return Ok(None);
     }
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let version = format!("guard {digest}");
-    let found = client
-        .query_opt(
-            "SELECT 1 FROM pg_namespace WHERE nspname = 'cadastre' \
-             AND obj_description(oid, 'pg_namespace') = $1",
-            &[&version],
-        )
-        .await?;
-    if found.is_some() {
-        return Ok(());
+    if run == Scripts::Always {
+        client.batch_execute(RESET).await?;
+        for own in ["cadastre", "cadastre_nobody"] {
+            for row in client.query(MEMBERS, &[&own]).await? {
+                let member: String = row.try_get(0)?;
+                revoke(client, own, &member).await?;
+            }
+        }
     }
     for (_, text) in SCHEMA {
         client.batch_execute(text).await?;
     }
     let note = format!("COMMENT ON SCHEMA cadastre IS {}", quote_literal(&version));
     client.batch_execute(&note).await?;
-    Ok(())
+    let objects = fingerprint::objects(client).await?;
+    Ok(Some((objects, fingerprint::wal_end(client).await?)))
 }
 
 /// The group role of a service, with exactly these members.
@@ -122,7 +203,35 @@ async fn roles(
     }
     let gone = members.iter().filter(|member| !wanted.iter().any(|role| role.as_str() == *member));
     for member in gone {
-        client.batch_execute(&format!("REVOKE {quoted} FROM {}", quote_ident(member))).await?;
+        revoke(client, &group, member).await?;
+    }
+    Ok(())
+}
+
+/// Ends a membership, whoever granted it.
+async fn revoke(client: &Connection, group: &str, member: &str) -> Result<(), Error> {
+    let mut revoke = format!("REVOKE {} FROM {}", quote_ident(group), quote_ident(member));
+    if version(client).await? < 160_000 {
+        return Ok(client.batch_execute(&revoke).await?);
+    }
+    revoke.push_str(" GRANTED BY ");
+    for row in client.query(GRANTORS, &[&group, &member]).await? {
+        let grantor: String = row.try_get(0)?;
+        client.batch_execute(&format!("{revoke}{} CASCADE", quote_ident(&grantor))).await?;
+    }
+    Ok(())
+}
+
+/// The publication with the options it is made with.
+async fn publication(client: &Connection, source: &SourceName) -> Result<(), Error> {
+    let name = source.publication();
+    let right = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot \
+                 FROM pg_publication WHERE pubname = $1";
+    if let Some(row) = client.query_opt(right, &[&name]).await?
+        && !row.try_get::<_, bool>(0)?
+    {
+        let set = format!("ALTER PUBLICATION {} SET ({PUBLICATION_OPTIONS})", quote_ident(&name));
+        client.batch_execute(&set).await?;
     }
     Ok(())
 }
@@ -134,13 +243,8 @@ async fn guard(
     name: &DatasetName,
     dataset: &Guarded,
 ) -> Result<bool, Error> {
-    let owner_role = source.owner_role(&dataset.owner);
-    let arguments = [name.as_str(), dataset.owner.as_str(), &owner_role, dataset.mode.as_str()];
-    let mut stored = Vec::new();
-    for argument in arguments {
-        stored.extend_from_slice(argument.as_bytes());
-        stored.push(0);
-    }
+    let arguments = arguments(source, name, dataset);
+    let stored = stored(&arguments);
     let mut changed = false;
     let mut root = None;
     for row in client.query(TREE, &[&name.schema(), &name.table(), &stored]).await? {
@@ -160,15 +264,40 @@ async fn guard(
         client.batch_execute(&trigger(&table, events, &arguments)).await?;
     }
     let Some((oid, table)) = root else { return Ok(false) };
-    if !changed {
-        return Ok(false);
+    let owner_role = source.owner_role(&dataset.owner);
+    let (owner, mode) = (dataset.owner.as_str(), dataset.mode.as_str());
+    let noted =
+        client.query_opt(NOTED, &[&oid, &name.as_str(), &owner, &owner_role, &mode]).await?;
+    if changed || noted.is_none() {
+        record(client, source, name, dataset, oid).await?;
+        changed = true;
     }
-    record(client, source, name, dataset, oid, &table).await?;
-    Ok(true)
+    changed |= publish(client, source, oid, &table).await?;
+    Ok(changed)
+}
+
+/// What the guard's trigger is told, in order.
+pub(super) fn arguments(source: &SourceName, name: &DatasetName, dataset: &Guarded) -> [String; 4] {
+    [
+        name.to_string(),
+        dataset.owner.to_string(),
+        source.owner_role(&dataset.owner),
+        dataset.mode.to_string(),
+    ]
+}
+
+/// Arguments as `pg_trigger.tgargs` holds them: each followed by a zero byte.
+pub(super) fn stored(arguments: &[String]) -> Vec<u8> {
+    let mut stored = Vec::new();
+    for argument in arguments {
+        stored.extend_from_slice(argument.as_bytes());
+        stored.push(0);
+    }
+    stored
 }
 
 /// The statements that make the guard stand on one table.
-fn trigger(table: &str, events: &str, arguments: &[&str]) -> String {
+fn trigger(table: &str, events: &str, arguments: &[String]) -> String {
     let arguments: Vec<String> = arguments.iter().map(|text| quote_literal(text)).collect();
     format!(
         "CREATE OR REPLACE TRIGGER _cadastre_guard BEFORE {events} ON {table} \
@@ -178,14 +307,13 @@ fn trigger(table: &str, events: &str, arguments: &[&str]) -> String {
     )
 }
 
-/// Notes in the source and in the stream what is guarded from here on, and publishes the table.
+/// Notes in the source and in the stream what is guarded from here on.
 async fn record(
     client: &Connection,
     source: &SourceName,
     name: &DatasetName,
     dataset: &Guarded,
     oid: u32,
-    table: &str,
 ) -> Result<(), Error> {
     let owner_role = source.owner_role(&dataset.owner);
     let (owner, mode) = (dataset.owner.as_str(), dataset.mode.as_str());
@@ -199,18 +327,6 @@ async fn record(
             &[&oid, &name.as_str(), &owner, &owner_role, &mode],
         )
         .await?;
-    let publication = source.publication();
-    let published = client
-        .query_opt(
-            "SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
-             WHERE p.pubname = $1 AND r.prrelid = $2",
-            &[&publication, &oid],
-        )
-        .await?;
-    if published.is_none() {
-        let add = format!("ALTER PUBLICATION {} ADD TABLE {table}", quote_ident(&publication));
-        client.batch_execute(&add).await?;
-    }
     let message = serde_json::json!({"v": 1, "dataset": name, "owner": owner, "mode": mode});
     client
         .execute(
@@ -226,5 +342,51 @@ async fn record(
             &[&name.as_str(), &oid],
         )
         .await?;
+    Ok(())
+}
+
+/// Publishes a table, whole. Returns whether it was not.
+async fn publish(
+    client: &Connection,
+    source: &SourceName,
+    oid: u32,
+    table: &str,
+) -> Result<bool, Error> {
+    let publication = source.publication();
+    let published = client.query_opt(PUBLISHED, &[&publication, &oid]).await?;
+    let whole = published.map(|row| row.try_get::<_, bool>(0)).transpose()?;
+    if whole == Some(true) {
+        return Ok(false);
+    }
+    let publication = quote_ident(&publication);
+    if whole.is_some() {
+        client
+            .batch_execute(&format!("ALTER PUBLICATION {publication} DROP TABLE {table}"))
+            .await?;
+    }
+    client.batch_execute(&format!("ALTER PUBLICATION {publication} ADD TABLE {table}")).await?;
+    Ok(true)
+}
+
+/// Says in the stream, in the transaction that is open, that the guards of these datasets do not
+/// stand, or stand again. `since` is where they were last seen to stand.
+pub(super) async fn tell(
+    client: &Connection,
+    datasets: impl IntoIterator<Item = &DatasetName>,
+    stands: bool,
+    since: Option<Lsn>,
+) -> Result<(), Error> {
+    let state = if stands { "on" } else { "off" };
+    for dataset in datasets {
+        let since = since.map(|lsn| lsn.to_string());
+        let message =
+            serde_json::json!({"v": 1, "dataset": dataset, "state": state, "since": since});
+        client
+            .execute(
+                "SELECT pg_logical_emit_message(true, 'cadastre.guard', $1)",
+                &[&message.to_string()],
+            )
+            .await?;
+    }
     Ok(())
 }

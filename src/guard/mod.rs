@@ -17,19 +17,23 @@
 //! The registry commits first, because capture must know a dataset before its first change arrives.
 //! If the process dies in between, the registry holds the desired state and the dataset is
 //! `Pending`: [`Governor::run`] installs what is missing, at start, on a timer and when the registry
-//! changes. A lock for a guard never queues for longer than `guard_lock_timeout`, so that owners'
+//! changes, and finds and mends what drifted. A lock for a guard never queues for longer than `guard_lock_timeout`, so that owners'
 //! writes do not pile up behind it.
 //!
 //! Not here: reading what the guard reports (capture does, from the WAL), rows (never looked at).
 
 mod desired;
 mod doctor;
+mod drift;
 mod error;
+mod fingerprint;
 mod governor;
 mod install;
 mod preflight;
+mod reconcile;
 
 pub use doctor::Need;
+pub use drift::kind::ALL as DRIFT_KINDS;
 pub use error::{Error, Refusal};
 pub use governor::Governor;
 

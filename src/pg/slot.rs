@@ -5,6 +5,10 @@
 
 use super::{Connection, Error, quote_ident};
 
+/// What a publication of ours says: all operations, with partitions published as their root.
+pub const PUBLICATION_OPTIONS: &str =
+    "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
+
 /// Whether a slot was there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotFound {
@@ -25,11 +29,7 @@ pub async fn ensure_publication(client: &Connection, name: &str) -> Result<(), E
     if found.is_some() {
         return Ok(());
     }
-    let create = format!(
-        "CREATE PUBLICATION {} WITH (publish = 'insert, update, delete, truncate', \
-         publish_via_partition_root = true)",
-        quote_ident(name)
-    );
+    let create = format!("CREATE PUBLICATION {} WITH ({PUBLICATION_OPTIONS})", quote_ident(name));
     match client.batch_execute(&create).await {
         // Another instance made it at the same time.
         Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_OBJECT) => {

@@ -312,7 +312,7 @@ impl Registry {
 
     /// Makes `snapshot` the one that readers see, unless they see a later one already. Returns its
     /// revision.
-    fn publish(&self, snapshot: Snapshot) -> Revision {
+    pub(super) fn publish(&self, snapshot: Snapshot) -> Revision {
         let revision = snapshot.revision;
         // The closure runs under the channel's lock, so two publishers cannot overtake each other.
         self.shared.changes.send_if_modified(|seen| {
@@ -329,7 +329,7 @@ impl Registry {
 
     /// Runs `work` on a connection. PostgreSQL's own timeouts end a slow statement; this ends the
     /// wait for a server that does not answer at all.
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut PooledConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {

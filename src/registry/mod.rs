@@ -24,7 +24,9 @@
 //! the guard does, and reports here with [`Registry::guard_state`].
 
 mod error;
+mod finding;
 mod follow;
+mod gap;
 mod handle;
 pub mod manifest;
 mod model;
@@ -35,6 +37,8 @@ mod store;
 mod token;
 
 pub use error::Error;
+pub use finding::{Finding, FindingFilter, Findings, NewFinding, Question, Severity};
+pub use gap::{Baseline, GuardGap};
 pub use handle::{Page, Registry, ViolationFilter};
 pub use model::*;
 pub use snapshot::Decision;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::GuardGap;
 use super::token::{Grant, TokenId};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Mode, RoleName, ServiceName, SourceId, SourceName,
@@ -95,6 +96,9 @@ pub struct Dataset {
     pub derived_from: Vec<String>,
     /// Whether its guard stands.
     pub guard: GuardState,
+    /// Where in the source's WAL nobody vouches for its changes: what still lasts, and what ended
+    /// lately enough to be read again.
+    pub gaps: Vec<GuardGap>,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
 }

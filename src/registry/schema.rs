@@ -109,6 +109,45 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    findings (id) {
+        id -> Int8,
+        source_id -> Int4,
+        question -> Text,
+        kind -> Text,
+        severity -> Text,
+        dataset -> Nullable<Text>,
+        object -> Text,
+        found -> Text,
+        expected -> Text,
+        mend -> Nullable<Text>,
+        first_seen_at -> Timestamptz,
+        last_seen_at -> Timestamptz,
+        repaired_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::table! {
+    guard_baselines (source_id) {
+        source_id -> Int4,
+        version -> Text,
+        objects -> Jsonb,
+        sound_lsn -> Nullable<Int8>,
+    }
+}
+
+diesel::table! {
+    guard_gaps (dataset_id, epoch, told_lsn) {
+        dataset_id -> Int4,
+        epoch -> Int2,
+        told_lsn -> Int8,
+        from_lsn -> Int8,
+        to_lsn -> Nullable<Int8>,
+        closed_at -> Nullable<Timestamptz>,
+    }
+}
+
+diesel::joinable!(findings -> sources (source_id));
 diesel::joinable!(datasets -> sources (source_id));
 diesel::joinable!(datasets -> services (owner_id));
 diesel::joinable!(service_roles -> sources (source_id));
@@ -118,6 +157,7 @@ diesel::joinable!(tokens -> services (service_id));
 diesel::allow_tables_to_appear_in_same_query!(
     services,
     sources,
+    findings,
     service_roles,
     datasets,
     ownership_periods,

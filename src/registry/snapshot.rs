@@ -128,6 +128,7 @@ mod tests {
             columns: BTreeMap::new(),
             derived_from: vec![],
             guard: GuardState::Pending,
+            gaps: Vec::new(),
             created_at: DateTime::UNIX_EPOCH,
         };
         Snapshot::new(

@@ -69,3 +69,6 @@ pub const GATEWAY_SESSIONS_MAX: usize = 4;
 
 /// Longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// How long a finding that is no longer there is kept, in days: long enough for a quarterly review.
+pub const FINDINGS_KEPT_DAYS: i32 = 100;

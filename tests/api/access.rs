@@ -79,6 +79,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         TOKEN,
     ),
     ("Query", "violations", "violations { nodes { id } }", TOKEN),
+    ("Query", "driftFindings", "driftFindings { nodes { id } }", TOKEN),
     ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
     (
         "Query",

@@ -4,6 +4,7 @@
 mod attribution;
 mod change;
 mod ddl;
+mod drift;
 mod forgery;
 mod gateway;
 mod routes;
@@ -50,12 +51,17 @@ impl Shop {
 
     /// The shop before anything is declared.
     async fn ungoverned() -> Self {
+        Self::ungoverned_with(&[]).await
+    }
+
+    /// The same with more arguments for the server.
+    async fn ungoverned_with(args: &[&str]) -> Self {
         let cluster = Cluster::start().await;
         cluster.create_database("registry").await;
         cluster.create_database("shop").await;
         cluster.connect("shop").await.batch_execute(SETUP).await.unwrap();
-        let patience = ["--guard-patience", "3s"];
-        let server = Server::start_with(&cluster.url("registry"), &patience).await;
+        let args = [&["--guard-patience", "3s"], args].concat();
+        let server = Server::start_with(&cluster.url("registry"), &args).await;
         Self { server, cluster }
     }
 
@@ -107,16 +113,23 @@ impl Shop {
         self.cluster.connect_as("shop", role).await
     }
 
+    /// The data of a GraphQL query.
+    async fn ask(&self, query: &str) -> Value {
+        let request = self.server.client().post(self.server.at("/graphql"));
+        let response = request.json(&json!({ "query": query })).send().await.unwrap();
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(answer["errors"], Value::Null, "{query}");
+        answer["data"].clone()
+    }
+
     /// Every violation so far, oldest first, once there are at least `count`: verdict, operation,
     /// dataset, service, role.
     async fn violations(&self, count: usize) -> Vec<[String; 5]> {
         let query = "{ violations(first: 100) { nodes {
             verdict operation datasetName serviceName role } } }";
         eventually(WAIT, async || {
-            let request = self.server.client().post(self.server.at("/graphql"));
-            let response = request.json(&json!({ "query": query })).send().await.unwrap();
-            let answer: Value = response.json().await.unwrap();
-            let nodes = answer["data"]["violations"]["nodes"].as_array().unwrap();
+            let answer = self.ask(query).await;
+            let nodes = answer["violations"]["nodes"].as_array().unwrap();
             let text =
                 |node: &Value, name: &str| node[name].as_str().unwrap_or("-").to_ascii_lowercase();
             let mut found: Vec<[String; 5]> = nodes
@@ -167,4 +180,39 @@ fn rejected<T: std::fmt::Debug>(what: &str, outcome: Result<T, Error>) {
     let (code, message) = refused(outcome);
     assert_eq!(code, "42501", "{what}: {message}");
     assert!(message.starts_with("cadastre: "), "{what}: {message}");
+}
+
+/// Everything in a catalog that Cadastre touches, as text that is the same for the same state:
+/// triggers, functions, event triggers, roles and members, privileges, publications and slots.
+const CATALOG: &str = "
+    SELECT format('trigger %s on %s %s: %s', t.tgname, t.tgrelid::regclass, t.tgenabled, pg_get_triggerdef(t.oid))
+      FROM pg_trigger t WHERE NOT t.tgisinternal
+    UNION ALL SELECT format('function %s %s: %s', p.oid::regprocedure, p.proowner::regrole, md5(pg_get_functiondef(p.oid)))
+      FROM pg_proc p WHERE p.pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    UNION ALL SELECT format('privilege on %s: %s %s', p.oid::regprocedure,
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, a.privilege_type)
+      FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+      WHERE p.proname = 'pg_logical_emit_message' OR p.pronamespace = to_regnamespace('cadastre')
+    UNION ALL SELECT format('privilege on %s: %s %s by %s', c.oid::regclass,
+        CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, a.privilege_type, a.grantor::regrole)
+      FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
+      WHERE c.relkind IN ('r', 'p') AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+    UNION ALL SELECT format('schema %s %s %s', n.nspname, n.nspowner::regrole, n.nspacl)
+      FROM pg_namespace n WHERE n.nspname !~ '^pg_(toast_)?temp'
+    UNION ALL SELECT format('event trigger %s %s %s', e.evtname, e.evtevent, e.evtenabled) FROM pg_event_trigger e
+    UNION ALL SELECT format('role %s %s %s %s', r.rolname, r.rolsuper, r.rolcanlogin, r.rolinherit) FROM pg_roles r
+    UNION ALL SELECT format('member %s of %s', m.member::regrole, m.roleid::regrole) FROM pg_auth_members m
+    UNION ALL SELECT format('publication %s %s %s', p.pubname, p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,
+        p.pubviaroot) FROM pg_publication p
+    UNION ALL SELECT format('published %s in %s', r.prrelid::regclass, p.pubname)
+      FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+    UNION ALL SELECT format('slot %s', s.slot_name) FROM pg_replication_slots s
+    ORDER BY 1";
+
+impl Shop {
+    /// What stands in the shop's catalog.
+    async fn catalog(&self) -> Vec<String> {
+        let rows = self.cluster.connect("shop").await.query(CATALOG, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
+use super::finding::{self, DriftFindingNode, UnverifiedRangeNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{GuardState, Mode, Verdict, shared};
 use super::service::ServiceNode;
 use super::violation::{self, ViolationNode};
 use crate::api::problem::Problem;
-use crate::registry::{Dataset, Snapshot, Source, ViolationFilter};
-use crate::vocab::{self, DatasetName, ServiceName, SourceName};
+use crate::registry::{Dataset, FindingFilter, Snapshot, Source, ViolationFilter};
+use crate::vocab::{self, DatasetName, ServiceName, SourceName, limits};
 
 /// A dataset as one snapshot knows it.
 #[derive(Clone)]
@@ -60,11 +61,39 @@ struct OwnershipPeriodNode {
 }
 
 /// The guard of a dataset.
-#[derive(SimpleObject)]
-#[graphql(name = "Guard")]
 struct GuardNode {
+    snapshot: Arc<Snapshot>,
+    dataset: Arc<Dataset>,
+}
+
+/// The guard of a dataset.
+#[Object(name = "Guard")]
+impl GuardNode {
     /// Whether it stands in the source.
-    state: GuardState,
+    async fn state(&self) -> GuardState {
+        if self.dataset.gaps.iter().any(|gap| gap.to.is_none()) {
+            return GuardState::Pending;
+        }
+        self.dataset.guard.into()
+    }
+
+    /// How it differs now from what is registered; empty when it does not.
+    #[graphql(complexity = "DATABASE_COST + child_complexity")]
+    async fn drift(&self, ctx: &Context<'_>) -> Option<Result<Vec<DriftFindingNode>, Problem>> {
+        let filter = FindingFilter {
+            dataset: Some(self.dataset.name.clone()),
+            open: Some(true),
+            ..finding::drift_filter()
+        };
+        let first = i32::try_from(limits::PAGE_ITEMS_MAX).ok();
+        let found = finding::list(ctx, &self.snapshot, &filter, first, None).await;
+        Some(found.map(|page| page.edges.into_iter().map(|edge| edge.node).collect()))
+    }
+
+    /// Where in the feed nobody vouches for the writers of its changes, as far back as some days.
+    async fn unverified(&self) -> Vec<UnverifiedRangeNode> {
+        finding::unverified(&self.dataset)
+    }
 }
 
 /// A PostgreSQL database under governance.
@@ -181,7 +210,8 @@ impl DatasetNode {
 
     /// Its guard.
     async fn guard(&self) -> GuardNode {
-        GuardNode { state: self.dataset.guard.into() }
+        let (snapshot, dataset) = (Arc::clone(&self.snapshot), Arc::clone(&self.dataset));
+        GuardNode { snapshot, dataset }
     }
 
     /// The database it lives in.

@@ -16,6 +16,7 @@
 
 mod dataset;
 mod failure;
+mod finding;
 mod http;
 mod mutation;
 mod operation;

@@ -105,16 +105,19 @@ pub(super) enum Kind {
     Dataset,
     /// A violation.
     Violation,
+    /// A finding.
+    Finding,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Service, Self::Dataset, Self::Violation];
+    const ALL: [Self; 4] = [Self::Service, Self::Dataset, Self::Violation, Self::Finding];
 
     fn word(self) -> &'static str {
         match self {
             Self::Service => "service",
             Self::Dataset => "dataset",
             Self::Violation => "violation",
+            Self::Finding => "finding",
         }
     }
 

@@ -4,6 +4,7 @@ use async_graphql::{Context, ID, Interface, MergedObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
 use super::dataset::{self, DatasetFilter, DatasetNode};
+use super::finding::{self, DriftFindingNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
@@ -24,6 +25,8 @@ pub(super) enum Node {
     Dataset(DatasetNode),
     /// A violation.
     Violation(ViolationNode),
+    /// A finding.
+    DriftFinding(DriftFindingNode),
 }
 
 /// Whether a service may write a dataset.
@@ -189,6 +192,45 @@ impl RegistryQuery {
         };
         Some(list.await)
     }
+
+    /// Differences between what stands in the sources and what the registry says, the latest first.
+    #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
+    #[expect(clippy::too_many_arguments, reason = "the filters are the interface")]
+    async fn drift_findings(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Found in this source.")] source: Option<String>,
+        #[graphql(desc = "About this dataset.")] dataset: Option<String>,
+        #[graphql(desc = "Of this kind, such as guard_disabled.")] kind: Option<String>,
+        #[graphql(desc = "Still there (true), or no longer (false).")] open: Option<bool>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<DriftFindingNode>, Problem>> {
+        let list = async {
+            let mut filter = finding::drift_filter();
+            filter.source = source.map(|name| name.parse()).transpose()?;
+            filter.dataset = dataset.map(|name| name.parse()).transpose()?;
+            filter.open = open;
+            if let (Some(kind), Some(kinds)) = (kind, &mut filter.kinds) {
+                kinds.retain(|known| *known == kind);
+                if kinds.is_empty() {
+                    let known = crate::guard::DRIFT_KINDS.join(", ");
+                    let detail = format!("unknown kind \"{kind}\": expected one of {known}");
+                    return Err(Problem::new(Code::BadRequest, detail));
+                }
+            }
+            let snapshot = snapshot(ctx, at_least).await?;
+            if let Some(name) =
+                filter.source.as_ref().filter(|name| !snapshot.sources.contains_key(*name))
+            {
+                let detail = format!("no source is named \"{name}\"");
+                return Err(Problem::new(Code::UnknownSource, detail));
+            }
+            finding::list(ctx, &snapshot, &filter, first, after).await
+        };
+        Some(list.await)
+    }
 }
 
 async fn find_node(ctx: &Context<'_>, kind: Kind, number: i64) -> Result<Option<Node>, Problem> {
@@ -208,6 +250,7 @@ async fn find_node(ctx: &Context<'_>, kind: Kind, number: i64) -> Result<Option<
                 .and_then(|dataset| DatasetNode::find(&snapshot, &dataset.name))
                 .map(Node::Dataset)
         }
+        Kind::Finding => finding::find(ctx, &snapshot, number).await?.map(Node::DriftFinding),
         Kind::Violation => violation::find(ctx, &snapshot, number).await?.map(Node::Violation),
     })
 }

@@ -29,7 +29,9 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::attribute::{self, HeartbeatMessage, Reason, ViolationMessage, WriterMessage};
+use super::attribute::{
+    self, GuardMessage, HeartbeatMessage, Reason, Standing, ViolationMessage, WriterMessage,
+};
 use super::catalog::Types;
 use super::decode::{Message, Old, Relation, Truncate, Tuple};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
@@ -103,6 +105,9 @@ pub enum Output {
         /// Which it is.
         id: String,
     },
+    /// The guard of a dataset is off, or stands again. Record it and hand the registry's state to
+    /// [`Assembler::registry_changed`] before the next message.
+    Guard(GuardNotice),
     /// A transaction has ended.
     Committed {
         /// What may be confirmed once all changes pushed so far are durable.
@@ -110,6 +115,21 @@ pub enum Output {
         /// How many changes it pushed.
         pushed: u32,
     },
+}
+
+/// What a transaction says of the guard of a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuardNotice {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// The generation of the slot.
+    pub epoch: Epoch,
+    /// The transaction's commit.
+    pub commit: Lsn,
+    /// Whether it stands from here on.
+    pub stands: bool,
+    /// When it is off: where it was last seen to stand, where that is known.
+    pub since: Option<Lsn>,
 }
 
 /// What was found out about a described table.
@@ -261,6 +281,9 @@ impl Assembler {
                 match prefix {
                     attribute::WRITER => self.mark_writer(content),
                     attribute::OWNERSHIP => {}
+                    attribute::GUARD => {
+                        return Ok(self.guard(content).map_or(Output::Nothing, Output::Guard));
+                    }
                     _ => ignore("unknown"),
                 }
             }
@@ -340,7 +363,8 @@ impl Assembler {
         }
         let transaction = &self.transaction;
         let marked = transaction.marked.get(&relation.dataset);
-        let writer = marked.unwrap_or(&relation.owner_part);
+        let owner = || relation.owner_part(self.origin.epoch, transaction.commit);
+        let writer = marked.map_or_else(owner, Vec::as_slice);
         let event =
             Event { relation, transaction: &transaction.parts, ordinal, op, rows, now_ms, writer };
         sink.push(position, relation.dataset, op, |out| event.write(out));
@@ -363,10 +387,30 @@ impl Assembler {
             service: service
                 .or_else(|| (message.reason == Reason::Trace).then(|| dataset.owner.clone())),
             role: Some(message.role),
-            verified: is_verified(dataset),
+            verified: is_verified(dataset, self.origin.epoch, self.transaction.commit),
         };
         let trace = attribute::trace(message.traceparent.as_deref());
         self.transaction.marked.insert(dataset.id, writer_part(&writer, trace.as_ref()));
+    }
+
+    /// What is said of the guard of a dataset.
+    fn guard(&self, content: &[u8]) -> Option<GuardNotice> {
+        let Some(message) = attribute::parse::<GuardMessage>(content) else {
+            ignore("malformed");
+            return None;
+        };
+        let dataset = message.dataset.parse::<DatasetName>();
+        let Some(dataset) = dataset.ok().and_then(|name| self.registry.datasets.get(&name)) else {
+            ignore("unknown dataset");
+            return None;
+        };
+        Some(GuardNotice {
+            dataset: dataset.id,
+            epoch: self.origin.epoch,
+            commit: self.transaction.commit,
+            stands: message.state == Standing::On,
+            since: message.since.and_then(|lsn| lsn.parse().ok()),
+        })
     }
 
     /// Every rejected attempt is a violation; what was let through is one once for each

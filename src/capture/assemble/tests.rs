@@ -7,7 +7,7 @@ use super::*;
 use crate::capture::decode::encode::{self, Cell, text};
 use crate::capture::decode::{Dialect, decode};
 use crate::capture::envelope::CHANGE_SCHEMA;
-use crate::registry::{Dataset, GuardState, Verdict};
+use crate::registry::{Dataset, GuardGap, GuardState, Verdict};
 use crate::vocab::{Mode, Retry};
 
 const ORDERS: u32 = 100;
@@ -58,6 +58,7 @@ fn registry(guard: GuardState) -> Arc<Snapshot> {
         columns: [].into(),
         derived_from: vec![],
         guard,
+        gaps: vec![],
         created_at: DateTime::<Utc>::UNIX_EPOCH,
     };
     snapshot.datasets.insert(name, Arc::new(dataset));
@@ -291,6 +292,38 @@ fn messages_that_say_nothing_to_us_are_passed_over() {
     for prefix in [&b"cadastre.violation"[..], b"cadastre.writer", b"heartbeat"] {
         assert_eq!(stream.feed(&encode::logical(false, 1, prefix, b"{}")), Output::Nothing);
     }
+}
+
+#[test]
+fn nobody_vouches_for_changes_while_a_guard_is_off() {
+    let mut stream = Stream::new(Position::MIN);
+    let message = |state: &str| {
+        let message =
+            json!({"v": 1, "dataset": "shop.public.orders", "state": state, "since": "0/2A"});
+        encode::logical(true, 1, b"cadastre.guard", message.to_string().as_bytes())
+    };
+    let _ = stream.feed(&encode::begin(COMMIT, COMMITTED, 741));
+    let notice = |stands, since| {
+        let commit = Lsn::new(COMMIT);
+        let (dataset, epoch) = (DatasetId(5), Epoch::FIRST);
+        Output::Guard(GuardNotice { dataset, epoch, commit, stands, since })
+    };
+    assert_eq!(stream.feed(&message("off")), notice(false, Some(Lsn::new(42))));
+    let mut snapshot = Snapshot::default();
+    let known = registry(GuardState::Installed);
+    for (name, dataset) in &known.datasets {
+        let gap = GuardGap { epoch: Epoch::FIRST, from: Lsn::new(42), to: None };
+        let dataset = Dataset { gaps: vec![gap], ..Dataset::clone(dataset) };
+        snapshot.datasets.insert(name.clone(), Arc::new(dataset));
+    }
+    stream.assembler.registry_changed(Arc::new(snapshot));
+    let _ = stream.feed(&encode::insert(ORDERS, &row("1", "open")));
+    let _ = stream.feed(&encode::commit(COMMIT, COMMIT + 8, COMMITTED));
+    let writer = |stream: &Stream| stream.changes.events().last().unwrap()["writer"].clone();
+    assert_eq!(writer(&stream), json!({"service": "orders", "verified": false}));
+    let _ = stream.feed(&encode::begin(COMMIT, COMMITTED, 742));
+    assert_eq!(stream.feed(&message("on")), notice(true, Some(Lsn::new(42))));
+    assert_eq!(stream.feed(&message("whim")), Output::Nothing);
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn applied(mutations: &[Mutation]) -> Snapshot {
                     columns,
                     derived_from,
                     guard: GuardState::Pending,
+                    gaps: Vec::new(),
                     created_at,
                 });
             }

@@ -1,10 +1,14 @@
 //! The registry's SQL, one function per question. Callers own the connection.
 
+mod finding;
+mod gap;
 mod read;
 mod token;
 mod violation;
 mod write;
 
+pub(super) use finding::{findings, findings_record};
+pub(super) use gap::{baseline, baseline_put, baseline_sound, gap_close, gap_open};
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};
 pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};
 pub(super) use violation::{violations, violations_record};

@@ -105,6 +105,7 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
         .select((DatasetRow::as_select(), sources::name, services::name))
         .load(connection)
         .await?;
+    let mut gaps = super::gap::gaps(connection).await?;
     let read = |(row, source, owner): (DatasetRow, String, String)| {
         let source: SourceName = source.parse().map_err(unreadable)?;
         let name = DatasetName::new(&source, &row.schema_name, &row.table_name);
@@ -120,6 +121,7 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
             columns: serde_json::from_value(row.column_facts).map_err(unreadable)?,
             derived_from: row.derived_from,
             guard: if installed { GuardState::Installed } else { GuardState::Pending },
+            gaps: gaps.remove(&row.id).unwrap_or_default(),
             created_at: row.created_at,
         })
     };

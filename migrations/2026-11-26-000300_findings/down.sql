@@ -1,0 +1,3 @@
+DROP TABLE guard_gaps;
+DROP TABLE guard_baselines;
+DROP TABLE findings;

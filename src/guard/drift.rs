@@ -1,0 +1,604 @@
+//! Drift: what stands in a source and should not, or should and does not.
+//!
+//! A look is one read-only pass over the catalog. Each [`Drift`] says what was found and what is
+//! expected, whether somebody else's write could have passed meanwhile ([`Reach`]), and what mends
+//! it ([`Repair`]):
+//!
+//! | what | severity | repaired |
+//! |---|---|---|
+//! | guard missing, off or altered on a table; functions, tables, event triggers and roles of the guard; what the source notes about a dataset | error | always |
+//! | members of a service's role, options and tables of the publication | error, warning | always: they are Cadastre's own |
+//! | somebody else may emit logical messages | error | where a dataset of the source is enforced, else reported |
+//! | something foreign in the guard's schema, a login that can act for two services, a table that is gone | warning, error | only reported |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::desired::Desired;
+use super::{fingerprint, install};
+use crate::pg::{Connection, Error, quote_ident};
+use crate::registry::{Baseline, NewFinding, Question, Severity};
+use crate::vocab::{DatasetName, Lsn, Mode, SourceName};
+
+/// Kinds of findings that are drift.
+pub(super) mod kind {
+    /// No guard on a table.
+    pub(crate) const GUARD_MISSING: &str = "guard_missing";
+    /// A guard that is not enabled always.
+    pub(crate) const GUARD_DISABLED: &str = "guard_disabled";
+    /// A guard that is not as installed.
+    pub(crate) const GUARD_ALTERED: &str = "guard_altered";
+    /// The source notes something else about a dataset.
+    pub(crate) const REGISTRATION: &str = "registration_altered";
+    /// An object of the guard is gone.
+    pub(crate) const OBJECT_MISSING: &str = "object_missing";
+    /// An object of the guard is not as installed.
+    pub(crate) const OBJECT_ALTERED: &str = "object_altered";
+    /// Something in the guard's schema that is not the guard's.
+    pub(crate) const OBJECT_FOREIGN: &str = "object_foreign";
+    /// An event trigger is gone, off or altered.
+    pub(crate) const EVENT_TRIGGER: &str = "event_trigger_altered";
+    /// Somebody else may emit logical messages.
+    pub(crate) const EMIT_OPEN: &str = "emit_open";
+    /// A role is a member where it is not declared, or is not where it is.
+    pub(crate) const MEMBERSHIP: &str = "membership_altered";
+    /// A login can act for two services.
+    pub(crate) const ROLE_SHARED: &str = "role_shared";
+    /// The publication is gone, or its options are others.
+    pub(crate) const PUBLICATION: &str = "publication_altered";
+    /// A dataset is not in the publication, or only in part.
+    pub(crate) const UNPUBLISHED: &str = "unpublished";
+    /// The table of a dataset is gone.
+    pub(crate) const TABLE_MISSING: &str = "table_missing";
+
+    /// The kinds of findings that are drift.
+    pub const ALL: [&str; 14] = [
+        GUARD_MISSING,
+        GUARD_DISABLED,
+        GUARD_ALTERED,
+        REGISTRATION,
+        OBJECT_MISSING,
+        OBJECT_ALTERED,
+        OBJECT_FOREIGN,
+        EVENT_TRIGGER,
+        EMIT_OPEN,
+        MEMBERSHIP,
+        ROLE_SHARED,
+        PUBLICATION,
+        UNPUBLISHED,
+        TABLE_MISSING,
+    ];
+}
+
+/// Whose writers nobody vouches for while a drift lasts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Nobody's: writes are still stopped or recorded.
+    Nothing,
+    /// Those of one dataset.
+    Dataset(DatasetName),
+    /// Those of every dataset that one service owns.
+    Owner(String),
+    /// Those of the whole source.
+    Source,
+}
+
+/// What mends a drift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repair {
+    /// Installing again what is not as wanted.
+    Install,
+    /// Running the scripts again.
+    Scripts,
+    /// A person.
+    Nobody,
+}
+
+/// One difference.
+#[derive(Debug, Clone)]
+pub(super) struct Drift {
+    /// What is recorded of it.
+    pub(super) finding: NewFinding,
+    /// Whom it unguards.
+    pub(super) reach: Reach,
+    /// What mends it.
+    pub(super) repair: Repair,
+}
+
+/// What one look found.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    /// Where the WAL ended when it began.
+    pub(super) at: Lsn,
+    /// The differences, each kind and object once.
+    pub(super) drifts: Vec<Drift>,
+}
+
+impl Look {
+    /// The datasets whose writers nobody vouches for.
+    pub(super) fn unguarded(&self, wanted: &Desired) -> BTreeSet<DatasetName> {
+        let mut unguarded = BTreeSet::new();
+        for drift in &self.drifts {
+            let reached = |name: &DatasetName, owner: &str| match &drift.reach {
+                Reach::Nothing => false,
+                Reach::Dataset(dataset) => dataset == name,
+                Reach::Owner(service) => service == owner,
+                Reach::Source => true,
+            };
+            let datasets = wanted.datasets.iter();
+            let reached = datasets.filter(|(name, it)| reached(name, it.owner.as_str()));
+            unguarded.extend(reached.map(|(name, _)| name.clone()));
+        }
+        unguarded
+    }
+
+    /// Whether anything can be mended without a person.
+    pub(super) fn repairable(&self) -> bool {
+        self.drifts.iter().any(|drift| drift.repair != Repair::Nobody)
+    }
+
+    /// Whether the scripts have to run again.
+    pub(super) fn wants_scripts(&self) -> bool {
+        self.drifts.iter().any(|drift| drift.repair == Repair::Scripts)
+    }
+}
+
+/// The guard on each table below the wanted ones, where it is not as wanted.
+///
+/// `tgtype`: before (2), insert (4), delete (8), update (16), truncate (32), for each statement.
+const GUARDS: &str = "
+    WITH RECURSIVE wanted AS (
+      SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
+        AS w (dataset, nspname, relname, args)),
+    tree (dataset, args, oid) AS (
+      SELECT w.dataset, w.args, c.oid FROM wanted w JOIN pg_namespace n USING (nspname)
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname AND c.relkind IN ('r', 'p')
+      UNION SELECT tree.dataset, tree.args, i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+    SELECT tree.dataset, format('%I.%I', n.nspname, c.relname),
+      CASE WHEN t.oid IS NULL THEN 'missing' WHEN t.tgenabled <> 'A' THEN 'disabled' ELSE 'altered' END,
+      CASE WHEN t.oid IS NULL THEN 'no trigger _cadastre_guard'
+           WHEN t.tgenabled <> 'A' THEN CASE t.tgenabled WHEN 'D' THEN 'disabled'
+             WHEN 'R' THEN 'enabled for replicas only' ELSE 'not enabled for replicas' END
+           ELSE pg_get_triggerdef(t.oid) END
+    FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = '_cadastre_guard'
+    LEFT JOIN pg_proc p ON p.oid = t.tgfoid LEFT JOIN pg_namespace g ON g.oid = p.pronamespace
+    WHERE t.oid IS NULL OR t.tgenabled <> 'A' OR p.proname <> 'guard' OR g.nspname <> 'cadastre'
+      OR t.tgargs <> tree.args OR t.tgqual IS NOT NULL OR t.tgattr <> ''
+      OR t.tgtype <> CASE c.relkind WHEN 'f' THEN 30 ELSE 62 END
+    ORDER BY 1, 2";
+
+/// Wanted datasets without a table.
+const GONE: &str = "
+    SELECT w.dataset FROM unnest($1::text[], $2::text[], $3::text[]) AS w (dataset, nspname, relname)
+    WHERE NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname = w.nspname AND c.relname = w.relname AND c.relkind IN ('r', 'p'))
+    ORDER BY 1";
+
+/// What the source notes about datasets, where it is not as wanted. `$4` owners, `$5` their roles,
+/// `$6` modes.
+const NOTED: &str = "
+    WITH wanted AS (
+      SELECT w.*, c.oid AS relid
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+        AS w (dataset, nspname, relname, owner, owner_role, mode)
+      JOIN pg_namespace n USING (nspname)
+      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname AND c.relkind IN ('r', 'p'))
+    SELECT coalesce(w.dataset, d.name), w.dataset IS NULL,
+      CASE WHEN d.name IS NULL THEN 'no row' ELSE format('owner %s (role %s), mode %s, table %s',
+        d.owner, d.owner_role, d.mode, d.relid::regclass) END,
+      CASE WHEN w.dataset IS NULL THEN 'no row' ELSE format('owner %s (role %s), mode %s, table %s',
+        w.owner, w.owner_role, w.mode, w.relid::regclass) END
+    FROM wanted w FULL JOIN cadastre.dataset d ON d.relid = w.relid
+    WHERE (d.name, d.owner, d.owner_role::text, d.mode)
+      IS DISTINCT FROM (w.dataset, w.owner, w.owner_role, w.mode)
+    ORDER BY 1";
+
+/// Members of the services' roles and of the guard's own.
+const MEMBERS: &str = "
+    SELECT g.rolname::text, m.rolname::text FROM pg_auth_members a
+    JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
+    WHERE g.rolname = ANY ($1::text[]) AND m.rolname <> $2 ORDER BY 1, 2";
+
+/// Logins that can act for more than one service.
+const SHARED: &str = "
+    SELECT m.rolname::text, array_agg(g.rolname::text ORDER BY g.rolname)
+    FROM pg_roles m JOIN pg_roles g ON g.rolname = ANY ($1::text[]) AND pg_has_role(m.oid, g.oid, 'MEMBER')
+    WHERE m.rolcanlogin AND NOT m.rolsuper AND m.rolname <> $2 GROUP BY m.rolname HAVING count(*) > 1 ORDER BY 1";
+
+/// Who else may emit logical messages.
+const EMITTERS: &str = "
+    SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END
+    FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+    WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
+      AND a.grantee <> p.proowner AND a.grantee <> coalesce(to_regrole('cadastre')::oid, 0)
+    ORDER BY 1";
+
+/// The publication's options, as far as they differ from what it is made with.
+const PUBLICATION: &str = "
+    SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot
+    FROM pg_publication p WHERE p.pubname = $1";
+
+/// Wanted tables that are not in the publication whole: row filters and column lists came with 15.
+const UNPUBLISHED: &str = "
+    SELECT w.dataset, r.oid IS NULL, format('%I.%I', w.nspname, w.relname)
+    FROM unnest($1::text[], $2::text[], $3::text[]) AS w (dataset, nspname, relname)
+    JOIN pg_namespace n USING (nspname)
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname AND c.relkind IN ('r', 'p')
+    LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = $4)
+      ON r.prrelid = c.oid
+    WHERE r.oid IS NULL OR to_jsonb(r) ->> 'prqual' IS NOT NULL OR to_jsonb(r) ->> 'prattrs' IS NOT NULL
+    ORDER BY 1";
+
+/// The arrays that the queries are asked with.
+struct Asked {
+    names: Vec<String>,
+    schemas: Vec<String>,
+    tables: Vec<String>,
+    arguments: Vec<Vec<u8>>,
+    owners: Vec<String>,
+    roles: Vec<String>,
+    modes: Vec<String>,
+}
+
+impl Asked {
+    fn new(source: &SourceName, wanted: &Desired) -> Self {
+        let datasets = || wanted.datasets.iter();
+        Self {
+            names: datasets().map(|(name, _)| name.to_string()).collect(),
+            schemas: datasets().map(|(name, _)| name.schema().to_owned()).collect(),
+            tables: datasets().map(|(name, _)| name.table().to_owned()).collect(),
+            arguments: datasets()
+                .map(|(name, it)| install::stored(&install::arguments(source, name, it)))
+                .collect(),
+            owners: datasets().map(|(_, it)| it.owner.to_string()).collect(),
+            roles: datasets().map(|(_, it)| source.owner_role(&it.owner)).collect(),
+            modes: datasets().map(|(_, it)| it.mode.to_string()).collect(),
+        }
+    }
+}
+
+/// Compares the source behind `client` with what is wanted. `baseline` is what the guard looked like
+/// when it was installed; without it, it has to be installed anew.
+///
+/// # Errors
+/// When the source fails to answer.
+pub(super) async fn look(
+    client: &Connection,
+    source: &SourceName,
+    wanted: &Desired,
+    baseline: Option<&Baseline>,
+) -> Result<Look, Error> {
+    let at = fingerprint::wal_end(client).await?;
+    let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
+    let mut drifts = Vec::new();
+    if !wanted.datasets.is_empty() {
+        let asked = Asked::new(source, wanted);
+        let whole = objects(client, baseline, &mut drifts).await?;
+        guards(client, &asked, &mut drifts).await?;
+        if whole {
+            noted(client, &asked, &mut drifts).await?;
+        }
+        emitters(client, wanted, &mut drifts).await?;
+        members(client, source, wanted, &user, &mut drifts).await?;
+        shared(client, source, wanted, &user, &mut drifts).await?;
+        published(client, source, &asked, &mut drifts).await?;
+    }
+    let mut seen = BTreeSet::new();
+    drifts.retain(|drift| seen.insert((drift.finding.kind, drift.finding.object.clone())));
+    Ok(Look { at, drifts })
+}
+
+fn finding(
+    kind: &'static str,
+    severity: Severity,
+    object: impl Into<String>,
+    found: impl Into<String>,
+    expected: impl Into<String>,
+) -> NewFinding {
+    NewFinding {
+        question: Question::Ownership,
+        kind,
+        severity,
+        dataset: None,
+        object: object.into(),
+        found: found.into(),
+        expected: expected.into(),
+        mend: None,
+    }
+}
+
+/// The guard's own objects against the baseline. Returns whether what the other questions read is
+/// there.
+async fn objects(
+    client: &Connection,
+    baseline: Option<&Baseline>,
+    drifts: &mut Vec<Drift>,
+) -> Result<bool, Error> {
+    let found = fingerprint::objects(client).await?;
+    let version = fingerprint::version();
+    let current = fingerprint::version_found(client).await?.as_ref() == Some(&version);
+    let known = baseline.filter(|it| current && it.version == version);
+    let there = found.contains_key("table cadastre.dataset");
+    let Some(known) = known else {
+        // Another version, or one that nobody kept a note of: nothing to compare with, so that it is
+        // installed anew.
+        let found = match (there, current) {
+            (false, _) => "not installed",
+            (true, false) => "installed by another version",
+            (true, true) => "installed, but it is not known how it looked then",
+        };
+        let finding =
+            finding(kind::OBJECT_MISSING, Severity::Warning, "schema cadastre", found, "installed");
+        let reach = if there { Reach::Nothing } else { Reach::Source };
+        drifts.push(Drift { finding, reach, repair: Repair::Scripts });
+        return Ok(there);
+    };
+    for (object, digest) in &known.objects {
+        let event = object.starts_with("event trigger ");
+        let (kind, says) = match found.get(object) {
+            Some(other) if other == digest => continue,
+            Some(_) if event => (kind::EVENT_TRIGGER, "disabled or altered"),
+            None if event => (kind::EVENT_TRIGGER, "gone"),
+            Some(_) => (kind::OBJECT_ALTERED, "definition, owner or privileges differ"),
+            None => (kind::OBJECT_MISSING, "gone"),
+        };
+        let finding = finding(kind, Severity::Error, object, says, "as it was installed");
+        // Event triggers guard definitions, not rows; but what they would have told of was not told.
+        drifts.push(Drift { finding, reach: Reach::Source, repair: Repair::Scripts });
+    }
+    for object in found.keys().filter(|object| !known.objects.contains_key(*object)) {
+        let mut finding = finding(
+            kind::OBJECT_FOREIGN,
+            Severity::Warning,
+            object,
+            "it is there",
+            "nothing but the guard's own objects",
+        );
+        finding.mend = Some(drop_statement(object));
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
+    }
+    Ok(there)
+}
+
+/// The statement that drops an object that is named by kind and name.
+fn drop_statement(object: &str) -> String {
+    let (kind, name) = match object.strip_prefix("event trigger ") {
+        Some(name) => ("event trigger", name),
+        None => object.split_once(' ').unwrap_or((object, "")),
+    };
+    format!("DROP {} {name}", kind.to_uppercase())
+}
+
+async fn guards(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> Result<(), Error> {
+    let Asked { names, schemas, tables, arguments, .. } = asked;
+    for row in client.query(GUARDS, &[names, schemas, tables, arguments]).await? {
+        let (dataset, table): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (what, found): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+        let Ok(dataset) = dataset.parse::<DatasetName>() else { continue };
+        let (kind, mend) = match what.as_str() {
+            "missing" => (kind::GUARD_MISSING, None),
+            "disabled" => (
+                kind::GUARD_DISABLED,
+                Some(format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER _cadastre_guard")),
+            ),
+            _ => (kind::GUARD_ALTERED, None),
+        };
+        let expected = "trigger _cadastre_guard of the registered owner and mode, enabled always";
+        let finding = NewFinding {
+            dataset: Some(dataset.clone()),
+            mend,
+            ..finding(kind, Severity::Error, table, found, expected)
+        };
+        drifts.push(Drift { finding, reach: Reach::Dataset(dataset), repair: Repair::Install });
+    }
+    for row in client.query(GONE, &[names, schemas, tables]).await? {
+        let Ok(dataset) = row.try_get::<_, String>(0)?.parse::<DatasetName>() else { continue };
+        let table = format!("{}.{}", quote_ident(dataset.schema()), quote_ident(dataset.table()));
+        let finding = NewFinding {
+            dataset: Some(dataset),
+            mend: Some("create the table again, or release the dataset".to_owned()),
+            ..finding(kind::TABLE_MISSING, Severity::Error, table, "no such table", "a table")
+        };
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
+    }
+    Ok(())
+}
+
+async fn noted(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> Result<(), Error> {
+    let Asked { names, schemas, tables, owners, roles, modes, .. } = asked;
+    for row in client.query(NOTED, &[names, schemas, tables, owners, roles, modes]).await? {
+        let (dataset, foreign): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let (found, expected): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+        let known = if foreign { None } else { dataset.parse().ok() };
+        let repair = if foreign { Repair::Nobody } else { Repair::Install };
+        let object = format!("cadastre.dataset: {dataset}");
+        let finding = NewFinding {
+            dataset: known,
+            ..finding(kind::REGISTRATION, Severity::Error, object, found, expected)
+        };
+        // Rows are judged by the trigger's own arguments; this row is for commands on the table.
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair });
+    }
+    Ok(())
+}
+
+async fn emitters(
+    client: &Connection,
+    wanted: &Desired,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), Error> {
+    let enforced = wanted.datasets.values().any(|dataset| dataset.mode != Mode::Observe);
+    for row in client.query(EMITTERS, &[]).await? {
+        let grantee: String = row.try_get(0)?;
+        let quoted = if grantee == "PUBLIC" { grantee.clone() } else { quote_ident(&grantee) };
+        let finding = NewFinding {
+            mend: Some(format!(
+                "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text), \
+                 pg_logical_emit_message(boolean, text, bytea) FROM {quoted}"
+            )),
+            ..finding(
+                kind::EMIT_OPEN,
+                Severity::Error,
+                format!("pg_logical_emit_message for {grantee}"),
+                format!("{grantee} may execute it, and so name any writer"),
+                "only cadastre may",
+            )
+        };
+        let repair = if enforced { Repair::Scripts } else { Repair::Nobody };
+        drifts.push(Drift { finding, reach: Reach::Source, repair });
+    }
+    Ok(())
+}
+
+async fn members(
+    client: &Connection,
+    source: &SourceName,
+    wanted: &Desired,
+    user: &str,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), Error> {
+    let mut expected: BTreeMap<String, (Option<&str>, BTreeSet<&str>)> = BTreeMap::new();
+    for (service, roles) in &wanted.roles {
+        let roles = roles.iter().map(crate::vocab::RoleName::as_str).collect();
+        expected.insert(source.owner_role(service), (Some(service.as_str()), roles));
+    }
+    for own in ["cadastre", "cadastre_nobody"] {
+        expected.insert(own.to_owned(), (None, BTreeSet::new()));
+    }
+    let groups: Vec<String> = expected.keys().cloned().collect();
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in client.query(MEMBERS, &[&groups, &user]).await? {
+        found.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
+    }
+    for (group, (service, expected)) in &expected {
+        let found = found.remove(group).unwrap_or_default();
+        for member in found.iter().filter(|member| !expected.contains(member.as_str())) {
+            let (role, quoted) = (quote_ident(group), quote_ident(member));
+            let finding = NewFinding {
+                mend: Some(format!("REVOKE {role} FROM {quoted}")),
+                ..finding(
+                    kind::MEMBERSHIP,
+                    Severity::Error,
+                    format!("role {member} in {group}"),
+                    "it is a member",
+                    "no such member is declared",
+                )
+            };
+            let (reach, repair) = match service {
+                Some(service) => (Reach::Owner((*service).to_owned()), Repair::Install),
+                None => (Reach::Source, Repair::Scripts),
+            };
+            drifts.push(Drift { finding, reach, repair });
+        }
+        for member in expected.iter().filter(|member| !found.contains(**member)) {
+            let (role, quoted) = (quote_ident(group), quote_ident(member));
+            let finding = NewFinding {
+                mend: Some(format!("GRANT {role} TO {quoted}")),
+                ..finding(
+                    kind::MEMBERSHIP,
+                    Severity::Warning,
+                    format!("role {member} in {group}"),
+                    "it is no member, so its writes do not count as its service's",
+                    "a member, as declared",
+                )
+            };
+            drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
+        }
+    }
+    Ok(())
+}
+
+async fn shared(
+    client: &Connection,
+    source: &SourceName,
+    wanted: &Desired,
+    user: &str,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), Error> {
+    let groups: Vec<String> = wanted.roles.keys().map(|name| source.owner_role(name)).collect();
+    for row in client.query(SHARED, &[&groups, &user]).await? {
+        let (login, groups): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let prefix = format!("cadastre_{source}_");
+        let services: Vec<&str> =
+            groups.iter().map(|group| group.strip_prefix(&prefix).unwrap_or(group)).collect();
+        let finding = NewFinding {
+            mend: Some(format!(
+                "give each service a login of its own, and take the roles of all but one from {}",
+                quote_ident(&login)
+            )),
+            ..finding(
+                kind::ROLE_SHARED,
+                Severity::Warning,
+                format!("role {login}"),
+                format!("it can act for the services {}", services.join(", ")),
+                "a login serves one service",
+            )
+        };
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
+    }
+    Ok(())
+}
+
+async fn published(
+    client: &Connection,
+    source: &SourceName,
+    asked: &Asked,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), Error> {
+    let publication = source.publication();
+    let options = client.query_opt(PUBLICATION, &[&publication]).await?;
+    let found = match options {
+        None => Some("there is none"),
+        Some(row) if !row.try_get::<_, bool>(0)? => Some("not every operation is published"),
+        Some(row) if !row.try_get::<_, bool>(1)? => Some("partitions are published by themselves"),
+        Some(_) => None,
+    };
+    if let Some(found) = found {
+        let finding = NewFinding {
+            question: Question::DataFlow,
+            ..finding(
+                kind::PUBLICATION,
+                Severity::Error,
+                format!("publication {publication}"),
+                found,
+                "insert, update, delete and truncate, by way of the partition root",
+            )
+        };
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
+    }
+    let Asked { names, schemas, tables, .. } = asked;
+    for row in client.query(UNPUBLISHED, &[names, schemas, tables, &publication]).await? {
+        let Ok(dataset) = row.try_get::<_, String>(0)?.parse::<DatasetName>() else { continue };
+        let (absent, table): (bool, String) = (row.try_get(1)?, row.try_get(2)?);
+        let found = if absent {
+            "not in the publication"
+        } else {
+            "published with a filter or only some columns"
+        };
+        let finding = NewFinding {
+            question: Question::DataFlow,
+            dataset: Some(dataset),
+            mend: absent.then(|| {
+                format!("ALTER PUBLICATION {} ADD TABLE {table}", quote_ident(&publication))
+            }),
+            ..finding(kind::UNPUBLISHED, Severity::Error, table, found, "published whole")
+        };
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_object_is_dropped_by_its_kind() {
+        for (object, statement) in [
+            ("function cadastre.f(a integer)", "DROP FUNCTION cadastre.f(a integer)"),
+            ("event trigger x", "DROP EVENT TRIGGER x"),
+        ] {
+            assert_eq!(drop_statement(object), statement);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The loop that compares sources with the registry and mends what it may.
+//!
+//! ```text
+//! look ─► tell: "off since …" ─► record findings ─► mend, one dataset at a time ─► look ─► record
+//!          │ at once, no lock                        │ lock_timeout, a few tries   │
+//!          └ capture: not vouched for                └ "on" in the same commit     └ sound: note where
+//! ```
+//!
+//! What the drift is and what may be mended is [`drift`]'s to say. Telling comes first
+//! and takes no lock, so that a repair that has to wait does not leave changes looking verified.
+//! "On" is told under a lock that no command on the table passes, after looking again: nobody can
+//! have switched the guard off in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use metrics::{counter, gauge};
+use tokio::time::{Duration, Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::desired::{Desired, desired};
+use super::drift::{self, Look};
+use super::governor::{Governor, failed};
+use super::install::{self, Scripts};
+use super::{Error, fingerprint, preflight};
+use crate::pg::{self, Connection, ensure_publication, quote_ident};
+use crate::registry::{Baseline, Finding, GuardState, NewFinding, Source};
+use crate::telemetry::ErrorChain;
+use crate::vocab::{DatasetName, Lsn, SourceName};
+
+/// How soon a repair that did not get its lock is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often a repair of one dataset asks for its lock before the next has its turn.
+const ATTEMPTS: usize = 3;
+
+impl Governor {
+    /// Compares sources with the registry, at start, at every `guard_interval`, when the registry
+    /// changes and when the guard reports a command on a governed table, and mends what it may,
+    /// until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut timer = tokio::time::interval(self.options.guard_interval);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changes = self.registry.changes();
+        let mut violations = self.registry.violations_live();
+        let mut again: Option<Instant> = None;
+        let mut failing: BTreeMap<SourceName, String> = BTreeMap::new();
+        loop {
+            let retry = async {
+                match again {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = timer.tick() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+                reported = violations.recv() => match reported {
+                    // Rows are the trigger's affair; a command may have changed the trigger.
+                    Ok(violation) if is_row(&violation.report.operation) => continue,
+                    // A reader that fell behind cannot know what it missed, so it looks.
+                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                },
+                () = retry => {}
+            }
+            again = None;
+            for name in self.registry.snapshot().sources.keys() {
+                let reconciled = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    reconciled = self.reconcile(name) => reconciled,
+                };
+                let failed = match reconciled {
+                    Ok(done) => {
+                        again = if done { again } else { Some(Instant::now() + RETRY) };
+                        failing.remove(name);
+                        continue;
+                    }
+                    Err(error) => ErrorChain(&error).to_string(),
+                };
+                // Said once; the same again at every look would drown what else is said.
+                if failing.get(name) != Some(&failed) {
+                    tracing::warn!(source = %name, error = failed, "guards could not be compared");
+                    failing.insert(name.clone(), failed);
+                }
+            }
+        }
+    }
+
+    /// Brings one source to what the registry says now. Returns false when a repair has to be tried
+    /// again soon.
+    async fn reconcile(&self, name: &SourceName) -> Result<bool, Error> {
+        let _applying = self.applying.lock().await;
+        self.registry.refresh().await?;
+        let Some(source) = self.registry.snapshot().sources.get(name).cloned() else {
+            return Ok(true);
+        };
+        let (sources, _) = desired(&self.registry.snapshot(), &[]);
+        let Some(wanted) = sources.get(name) else { return Ok(true) };
+        let client = self.open(name, wanted).await?;
+        let fail = |cause| failed(name, cause);
+        let baseline = self.registry.baseline(source.id).await?;
+        let look = drift::look(&client, name, wanted, baseline.as_ref()).await.map_err(fail)?;
+        let open = self.open_gaps(name);
+        let untold: BTreeSet<DatasetName> =
+            look.unguarded(wanted).into_iter().filter(|it| !open.contains(it)).collect();
+        let untold: BTreeSet<DatasetName> =
+            untold.into_iter().filter(|name| self.stood(name)).collect();
+        if !untold.is_empty() {
+            let since = baseline.as_ref().and_then(|baseline| baseline.sound);
+            self.tell_off(&client, &untold, since).await.map_err(fail)?;
+        }
+        self.record(&source, &look).await?;
+        let gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
+        let pending = self.pending(name);
+        if !look.repairable() && pending.is_empty() && gaps.is_empty() {
+            if look.unguarded(wanted).is_empty() && baseline.is_some() {
+                self.registry.baseline_sound(source.id, look.at).await?;
+            }
+            return Ok(true);
+        }
+        ensure_publication(&client, &name.publication()).await.map_err(fail)?;
+        let mut done = true;
+        if look.wants_scripts() {
+            done &= self.mend_objects(&client, &source, wanted, baseline.as_ref()).await?;
+        }
+        let mut to_mend: BTreeSet<DatasetName> = look
+            .drifts
+            .iter()
+            .filter(|drift| drift.repair == drift::Repair::Install)
+            .filter_map(|drift| drift.finding.dataset.clone())
+            .collect();
+        to_mend.extend(gaps.iter().cloned());
+        to_mend.extend(pending.iter().cloned());
+        for dataset in wanted.datasets.keys().filter(|dataset| to_mend.contains(*dataset)) {
+            done &= self.mend(&client, &source, Some(dataset), gaps.contains(dataset)).await?;
+        }
+        if to_mend.is_empty() && look.repairable() {
+            done &= self.mend(&client, &source, None, false).await?;
+        }
+        let baseline = self.registry.baseline(source.id).await?;
+        let look = drift::look(&client, name, wanted, baseline.as_ref()).await.map_err(fail)?;
+        self.record(&source, &look).await?;
+        if done && !pending.is_empty() {
+            self.installed(&BTreeSet::from([name.clone()])).await?;
+        }
+        Ok(done)
+    }
+
+    /// Datasets of a source whose guard is registered and not known to have been installed.
+    fn pending(&self, source: &SourceName) -> BTreeSet<DatasetName> {
+        let snapshot = self.registry.snapshot();
+        let datasets = snapshot.datasets.values();
+        datasets
+            .filter(|it| it.name.source() == source && it.guard == GuardState::Pending)
+            .map(|it| it.name.clone())
+            .collect()
+    }
+
+    /// Datasets of a source that nobody vouches for, as capture has recorded.
+    fn open_gaps(&self, source: &SourceName) -> BTreeSet<DatasetName> {
+        let snapshot = self.registry.snapshot();
+        let datasets = snapshot.datasets.values().filter(|it| it.name.source() == source);
+        datasets
+            .filter(|it| it.gaps.iter().any(|gap| gap.to.is_none()))
+            .map(|it| it.name.clone())
+            .collect()
+    }
+
+    /// Whether changes of a dataset count as verified unless something else is told.
+    fn stood(&self, dataset: &DatasetName) -> bool {
+        let snapshot = self.registry.snapshot();
+        snapshot.datasets.get(dataset).is_some_and(|it| it.guard == GuardState::Installed)
+    }
+
+    /// Says in the stream, now, that these guards do not stand.
+    async fn tell_off(
+        &self,
+        client: &Connection,
+        datasets: &BTreeSet<DatasetName>,
+        since: Option<Lsn>,
+    ) -> Result<(), pg::Error> {
+        client.batch_execute("BEGIN").await?;
+        install::tell(client, datasets, false, since).await?;
+        client.batch_execute("COMMIT").await?;
+        Ok(())
+    }
+
+    /// Records what a look found, and says once what is new and what is gone.
+    async fn record(&self, source: &Source, look: &Look) -> Result<(), Error> {
+        let found: Vec<NewFinding> =
+            look.drifts.iter().map(|drift| drift.finding.clone()).collect();
+        let changed = self.registry.findings_record(source.id, &found).await?;
+        for kind in drift::kind::ALL {
+            let count = found.iter().filter(|finding| finding.kind == kind).count();
+            let labels = [("source", source.name.to_string()), ("kind", kind.to_owned())];
+            gauge!("cadastre_guard_drift_findings", &labels).set(count as f64);
+        }
+        let dataset = |finding: &Finding| finding.dataset.clone().unwrap_or_default();
+        for finding in &changed.opened {
+            tracing::warn!(
+                source = %finding.source, dataset = dataset(finding), kind = finding.kind,
+                object = finding.object, found = finding.found, expected = finding.expected,
+                "drift"
+            );
+        }
+        for finding in &changed.closed {
+            tracing::info!(
+                source = %finding.source, dataset = dataset(finding), kind = finding.kind,
+                object = finding.object, "drift is mended"
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs the scripts again. Returns false when something it needs stayed locked.
+    async fn mend_objects(
+        &self,
+        client: &Connection,
+        source: &Source,
+        wanted: &Desired,
+        baseline: Option<&Baseline>,
+    ) -> Result<bool, Error> {
+        let nothing = Desired { roles: wanted.roles.clone(), ..Desired::default() };
+        let attempt = async {
+            install::begin(client, &self.options).await?;
+            install::install(client, &source.name, &nothing, Scripts::Always).await
+        };
+        let Some(installed) = self.given_up(client, source, attempt.await).await? else {
+            return Ok(false);
+        };
+        let version = fingerprint::version();
+        let known = baseline.filter(|baseline| baseline.version == version);
+        let (objects, at) = installed.objects.unwrap_or_default();
+        // What was foreign before is not made ours by running the scripts beside it, and a table or
+        // a role is not redefined by them.
+        let objects: BTreeMap<String, String> = match known {
+            None => objects,
+            Some(known) => known
+                .objects
+                .iter()
+                .filter_map(|(object, digest)| {
+                    let kept =
+                        ["table ", "index ", "role "].iter().any(|it| object.starts_with(it));
+                    let now = if kept { Some(digest) } else { objects.get(object) };
+                    Some((object.clone(), now?.clone()))
+                })
+                .collect(),
+        };
+        self.registry.baseline_put(source.id, &version, &objects, at).await?;
+        self.commit(client, source).await?;
+        Ok(true)
+    }
+
+    /// Installs one dataset (or only roles and publication), and tells that its guard stands again
+    /// if it was told that it does not. Returns false when a table stayed locked.
+    async fn mend(
+        &self,
+        client: &Connection,
+        source: &Source,
+        dataset: Option<&DatasetName>,
+        was_off: bool,
+    ) -> Result<bool, Error> {
+        let mut pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_jitter()
+            .with_max_times(ATTEMPTS - 1)
+            .build();
+        loop {
+            let attempt = self.try_mend(client, source, dataset, was_off).await;
+            let Some(changed) = self.given_up(client, source, attempt).await? else {
+                let Some(pause) = pauses.next() else { return Ok(false) };
+                tokio::time::sleep(pause).await;
+                continue;
+            };
+            self.commit(client, source).await?;
+            for dataset in &changed {
+                counter!("cadastre_guard_repairs_total", "source" => source.name.to_string())
+                    .increment(1);
+                tracing::warn!(source = %source.name, %dataset, "guard installed again");
+            }
+            return Ok(true);
+        }
+    }
+
+    /// One attempt at [`Governor::mend`], up to the commit.
+    async fn try_mend(
+        &self,
+        client: &Connection,
+        source: &Source,
+        dataset: Option<&DatasetName>,
+        was_off: bool,
+    ) -> Result<Vec<DatasetName>, pg::Error> {
+        install::begin(client, &self.options).await?;
+        // Another instance may have changed both sides while this one waited for the lock.
+        if self.registry.refresh().await.is_err() {
+            return Ok(Vec::new());
+        }
+        let (mut sources, _) = desired(&self.registry.snapshot(), &[]);
+        let Some(mut wanted) = sources.remove(&source.name) else { return Ok(Vec::new()) };
+        wanted.datasets.retain(|name, _| Some(name) == dataset);
+        // Tables that are gone or cannot be governed now are findings; they must not keep the others
+        // from being guarded.
+        if let Some(name) = dataset
+            && !preflight::table(client, name, &[]).await?.is_empty()
+        {
+            wanted.datasets.clear();
+        }
+        let installed =
+            install::install(client, &source.name, &wanted, Scripts::IfOutdated).await?;
+        if was_off && let Some(name) = dataset.filter(|name| wanted.datasets.contains_key(*name)) {
+            // No command on the table passes this lock; writers do.
+            let table = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
+            client.batch_execute(&format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE")).await?;
+            let baseline = self.registry.baseline(source.id).await.ok().flatten();
+            let look = drift::look(client, &source.name, &wanted, baseline.as_ref()).await?;
+            if baseline.is_some() && look.unguarded(&wanted).is_empty() {
+                install::tell(client, [name], true, None).await?;
+            }
+        }
+        Ok(installed.changed)
+    }
+
+    /// What an attempt gave; `None`, with everything taken back, when it did not get a lock in time.
+    async fn given_up<T>(
+        &self,
+        client: &Connection,
+        source: &Source,
+        attempt: Result<T, pg::Error>,
+    ) -> Result<Option<T>, Error> {
+        let fail = |cause| failed(&source.name, cause);
+        match attempt {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                client.batch_execute("ROLLBACK").await.map_err(|error| fail(error.into()))?;
+                if error.is_lock_timeout() { Ok(None) } else { Err(fail(error)) }
+            }
+        }
+    }
+
+    async fn commit(&self, client: &Connection, source: &Source) -> Result<(), Error> {
+        let committed = client.batch_execute("COMMIT").await;
+        committed.map_err(|error| failed(&source.name, error.into()))
+    }
+}
+
+/// Whether an operation is one on rows.
+fn is_row(operation: &str) -> bool {
+    matches!(operation, "INSERT" | "UPDATE" | "DELETE" | "TRUNCATE")
+}
