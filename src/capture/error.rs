@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::assemble::AssembleError;
 use super::spill::SpillError;
-use crate::vocab::{Position, Retry};
+use crate::vocab::{Lsn, Position, Retry};
 use crate::{log, pg, registry};
 
 /// Why a capture session ended.
@@ -57,6 +57,33 @@ pub enum Error {
     /// The registry could not record what the guard reported.
     #[error("registry failed")]
     Registry(#[from] registry::Error),
+    /// The server is a standby.
+    #[error("the server is a standby: name its primary, or promote it")]
+    Standby,
+    /// What was known does not go on here; the next session begins anew, with a gap.
+    #[error("the stream does not go on from what was captured before ({reason}): a gap follows")]
+    Broken {
+        /// The reason that the gap will give.
+        reason: &'static str,
+    },
+    /// The stream is not the one that was read before.
+    #[error("the heartbeat read at {at} before is not in the stream: the database was put back")]
+    Diverged {
+        /// Where it should be.
+        at: Lsn,
+    },
+    /// A gap could not be made durable.
+    #[error("the log did not take the gap in time")]
+    Unannounced,
+    /// What is durable cannot be written down before it is confirmed.
+    #[error("the registry's database does not take down what may be confirmed")]
+    Unconfirmed,
+    /// The slot that was just made is not there.
+    #[error("the replication slot {slot} was dropped as soon as it was made")]
+    SlotGone {
+        /// Its name.
+        slot: String,
+    },
     /// The slot was recreated more often than positions can count.
     #[error("source has used up its epochs; last position {last}")]
     EpochsExhausted {
@@ -80,6 +107,10 @@ impl Error {
             Self::Source(_) => "source",
             Self::Log(_) => "log",
             Self::Registry(_) => "registry",
+            Self::Standby => "standby",
+            Self::Broken { .. } | Self::Diverged { .. } | Self::Unannounced => "gap",
+            Self::Unconfirmed => "unconfirmed",
+            Self::SlotGone { .. } => "slot",
             Self::EpochsExhausted { .. } => "epochs",
         }
     }
@@ -94,11 +125,16 @@ impl Error {
             | Self::Closed
             | Self::Silent { .. }
             | Self::Spill(_)
+            | Self::Standby
+            | Self::Unconfirmed
+            | Self::SlotGone { .. }
             | Self::Io(_) => Retry::Later,
             Self::Stream(error) => error.retry(),
             Self::Source(error) => error.retry(),
             Self::Log(error) => error.retry(),
             Self::Registry(error) => error.retry(),
+            // A new writer has to begin where the log ends, and without the old LSNs.
+            Self::Broken { .. } | Self::Diverged { .. } | Self::Unannounced => Retry::Never,
             Self::EpochsExhausted { .. } => Retry::Never,
         }
     }

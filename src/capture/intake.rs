@@ -9,9 +9,11 @@ use metrics::{counter, gauge};
 use tokio::sync::watch;
 
 use super::assemble::{AssembleError, Assembler, GuardNotice, Output, Received};
+use super::confirm::Heartbeats;
 use super::decode::{DecodeError, Dialect, Message, PgTime, decode, decode_part};
 use super::heartbeat::Pulse;
 use super::service::Shared;
+use super::setup::{Retrace, Setup};
 use super::spill::Spill;
 use super::{Error, catalog};
 use crate::log::{BatchBuilder, Writer};
@@ -31,6 +33,8 @@ pub(super) struct Intake<'a> {
     pub(super) source: &'a Source,
     /// For what the stream does not carry: types.
     pub(super) catalog: Connection,
+    /// The name of the source's database.
+    pub(super) database: String,
     /// How messages are to be read.
     pub(super) dialect: Dialect,
     /// Makes changes of whole transactions.
@@ -51,6 +55,10 @@ pub(super) struct Intake<'a> {
     pub(super) pulse: &'a Pulse,
     /// Heartbeats read since the last gulp.
     pub(super) heard: Vec<String>,
+    /// Heartbeats read, to be written down.
+    pub(super) heartbeats: Heartbeats,
+    /// What the stream has to repeat and has not yet.
+    pub(super) retrace: Option<Retrace>,
 }
 
 /// How a transaction that arrived in parts has ended.
@@ -68,6 +76,14 @@ impl Intake<'_> {
             self.changes.mark_unchanged();
             self.assembler.registry_changed(self.shared.registry.snapshot());
         }
+    }
+
+    /// The stream is not the one that was read before: the next session begins anew.
+    pub(super) async fn diverged(&self, writer: &Writer, error: &Error) -> Error {
+        let Self { shared, source, catalog, database, .. } = self;
+        tracing::error!(source = %source.name, error = %error, "the stream has diverged");
+        let (registry, postgres) = (&shared.registry, &shared.postgres);
+        Setup { catalog, source, database, registry, postgres }.diverged(writer).await
     }
 
     /// Takes one message as it was received.
@@ -91,11 +107,22 @@ impl Intake<'_> {
             }
             Message::StreamAbort { xid, subxid, .. } => Ok(self.spill.abort(xid, subxid)?),
             Message::StreamCommit { xid, lsn, end, committed } => {
+                self.reached(lsn)?;
                 let committed = Committed { xid, lsn, end, at: committed };
                 self.replay(received, committed, writer).await
             }
-            message => self.take(received, message, writer).await,
+            message => {
+                if let Message::Begin { final_lsn, .. } = message {
+                    self.reached(final_lsn)?;
+                }
+                self.take(received, message, writer).await
+            }
         }
+    }
+
+    /// The stream has come as far as this.
+    fn reached(&self, lsn: Lsn) -> Result<(), Error> {
+        self.retrace.as_ref().map_or(Ok(()), |retrace| retrace.reached(lsn))
     }
 
     /// Takes one message of a transaction that arrives whole.
@@ -118,6 +145,12 @@ impl Intake<'_> {
                 if !self.assembler.in_transaction() {
                     self.confirm = self.confirm.max(Some(lsn));
                 }
+                if let Some(retrace) = &self.retrace
+                    && retrace.heartbeat(lsn, &id)?
+                {
+                    self.retrace = None;
+                }
+                self.heartbeats.push(lsn, &id);
                 self.heard.push(id);
             }
             Output::Committed { end, .. } => self.confirm = Some(end),
@@ -168,6 +201,7 @@ impl Intake<'_> {
             && !open
             && !self.spill.in_part()
         {
+            self.reached(end)?;
             writer.advance(end);
         }
         for id in self.heard.drain(..) {

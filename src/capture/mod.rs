@@ -19,6 +19,7 @@
 //!
 //! Not here: who may write (the guard decides that, inside PostgreSQL), who reads (the feed).
 
+mod confirm;
 mod heartbeat;
 mod intake;
 mod service;

@@ -10,17 +10,23 @@
 //! A gulp of the socket that ends a transaction becomes one batch: under load batches are large, at
 //! rest a commit travels alone and at once.
 
-use chrono::Utc;
-use tokio::time::Instant;
+use std::sync::Arc;
 
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Error;
 use super::assemble::{Assembler, Received, StreamOrigin};
+use super::confirm::{Confirm, Heartbeats};
 use super::decode::Dialect;
 use super::heartbeat::Pulse;
 use super::intake::Intake;
 use super::service::{Shared, State};
+use super::setup::{Setup, Start};
 use super::spill::Spill;
 use super::stream::{self, Event, Stream};
-use super::{Error, setup};
 use crate::log::{BatchBuilder, Writer};
 use crate::pg::{Target, server_version};
 use crate::registry::Source;
@@ -45,9 +51,9 @@ impl Ended {
 /// A session about to begin.
 pub(super) struct Session<'a> {
     /// What it needs and reports to.
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a Arc<Shared>,
     /// The source.
-    pub(super) source: &'a Source,
+    pub(super) source: &'a Arc<Source>,
     /// Owns the feedback task.
     pub(super) tasks: &'a Tasks,
     /// Whether heartbeats come back.
@@ -60,6 +66,10 @@ pub(super) struct Session<'a> {
 struct Streaming<'a> {
     stream: Stream,
     intake: Intake<'a>,
+    /// Nothing can be confirmed any more.
+    unconfirmed: CancellationToken,
+    /// Stops writing down what is to be confirmed.
+    _confirm: DropGuard,
 }
 
 impl Session<'_> {
@@ -68,34 +78,58 @@ impl Session<'_> {
     pub(super) async fn run(self, writer: &mut Writer) -> Result<(), Ended> {
         let mut streaming = self.begin(writer).await.map_err(Ended::early)?;
         self.shared.set_state(&self.source.name, State::Streaming);
+        let unconfirmed = streaming.unconfirmed.clone();
         loop {
-            if let Err(error) = streaming.gulp(writer).await {
+            let gulped = tokio::select! {
+                biased;
+                () = unconfirmed.cancelled() => Err(Error::Unconfirmed),
+                gulped = streaming.gulp(writer) => gulped,
+            };
+            if let Err(error) = gulped {
+                let error = match error {
+                    Error::Diverged { .. } => streaming.intake.diverged(writer, &error).await,
+                    error => error,
+                };
                 return Err(Ended { error, streamed: true });
             }
         }
     }
 
     /// Makes sure of publication and slot, and starts the stream.
-    async fn begin(&self, writer: &Writer) -> Result<Streaming<'_>, Error> {
+    async fn begin(&self, writer: &mut Writer) -> Result<Streaming<'_>, Error> {
         let Self { shared, source, tasks, pulse, in_parts } = self;
         let changes = shared.registry.changes();
         let target = Target::resolve(&source.url)?;
         let catalog = target.connect("cadastre catalog", &shared.postgres).await?;
-        let epoch = setup::epoch(&catalog, source, writer, &shared.registry).await?;
+        let mut wire = stream::connect(&target, shared.postgres.connect_timeout).await?;
+        let setup = Setup {
+            catalog: &catalog,
+            source,
+            database: target.database(),
+            registry: &shared.registry,
+            postgres: &shared.postgres,
+        };
+        let Start { epoch, seen, retrace } = setup.start(&mut wire, writer).await?;
         let options = &shared.options;
         let dialect = Dialect::newest(server_version(&catalog).await?, *in_parts);
         let dir = options.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
         let spill = Spill::open(dir, options.spill_max, &source.name).await?;
-        let (stream, feedback) = stream::start(
-            &target,
-            (&source.name.slot(), &source.name.publication()),
-            dialect,
-            shared.postgres.connect_timeout,
-            options.silence,
-        )
-        .await?;
-        let feedback = feedback.run(writer.durable(), options.feedback);
-        tasks.spawn("capture feedback", feedback);
+        let names = (source.name.slot(), source.name.publication());
+        let (stream, feedback) =
+            wire.stream((&names.0, &names.1), dialect, options.silence).await?;
+        let (confirmed, allowed) = watch::channel(Lsn::ZERO);
+        let (heartbeats, stop) = (Heartbeats::default(), tasks.stopping().child_token());
+        let unconfirmed = CancellationToken::new();
+        let confirm = Confirm {
+            shared: Arc::clone(shared),
+            source: Arc::clone(source),
+            durable: writer.durable(),
+            confirmed,
+            heartbeats: heartbeats.clone(),
+            failed: unconfirmed.clone(),
+        };
+        tasks.spawn("capture feedback", feedback.run(allowed, options.feedback));
+        tasks.spawn("capture confirmation", confirm.run(stop.clone()));
         pulse.expect(writer.durable(), Instant::now());
         let origin = StreamOrigin {
             source_id: source.id,
@@ -107,8 +141,9 @@ impl Session<'_> {
             shared,
             source,
             catalog,
+            database: target.database().to_owned(),
             dialect,
-            assembler: Assembler::new(origin, shared.registry.snapshot(), writer.last()),
+            assembler: Assembler::new(origin, shared.registry.snapshot(), seen),
             spill,
             changes,
             batch: BatchBuilder::new(),
@@ -117,15 +152,17 @@ impl Session<'_> {
             handed: Lsn::ZERO,
             pulse,
             heard: Vec::new(),
+            heartbeats,
+            retrace,
         };
-        Ok(Streaming { stream, intake })
+        Ok(Streaming { stream, intake, unconfirmed, _confirm: stop.drop_guard() })
     }
 }
 
 impl Streaming<'_> {
     /// Waits for bytes and takes everything they complete.
     async fn gulp(&mut self, writer: &mut Writer) -> Result<(), Error> {
-        let Self { stream, intake } = self;
+        let Self { stream, intake, .. } = self;
         stream.fill().await?;
         intake.refresh();
         let now_ms = Utc::now().timestamp_millis();

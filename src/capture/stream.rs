@@ -106,39 +106,37 @@ pub(super) struct Feedback {
     stop: CancellationToken,
 }
 
-/// Connects in replication mode and starts streaming `slot` from where it was confirmed.
+/// Connects in replication mode, within `limit`.
 ///
 /// # Errors
 /// [`Error::Connect`] when no host answers, [`Error::Server`] with PostgreSQL's own words when it
 /// refuses, [`Error::Protocol`] when it says something unexpected.
-pub(super) async fn start(
-    target: &Target,
-    (slot, publication): (&str, &str),
-    dialect: Dialect,
-    connect_timeout: Duration,
-    silence: Duration,
-) -> Result<(Stream, Feedback), Error> {
-    let setup = async {
-        let mut wire = Wire { io: connect(target).await?, buffer: BytesMut::new() };
+pub(super) async fn connect(target: &Target, limit: Duration) -> Result<Wire, Error> {
+    let connecting = async {
+        let mut wire = Wire { io: open(target).await?, buffer: BytesMut::new(), limit };
         wire.authenticate(target.config()).await?;
-        wire.start_replication(slot, publication, dialect).await?;
-        Ok::<_, Error>(wire)
+        Ok(wire)
     };
-    let wire = timeout(connect_timeout, setup).await.map_err(|_| Error::Connect {
-        reason: format!("no answer within {}", humantime::format_duration(connect_timeout)),
-    })??;
-    let (read, write) = tokio::io::split(wire.io);
-    let progress = Arc::new(Progress::default());
-    let stop = CancellationToken::new();
-    let stream = Stream {
-        read,
-        buffer: wire.buffer,
-        lent: 0,
-        silence,
-        progress: Arc::clone(&progress),
-        _feedback: stop.clone().drop_guard(),
-    };
-    Ok((stream, Feedback { write, progress, stop }))
+    within(limit, connecting).await
+}
+
+/// What `work` gives, if it takes no longer than `limit`.
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout(limit, work).await.map_err(|_| Error::Connect {
+        reason: format!("no answer within {}", humantime::format_duration(limit)),
+    })?
+}
+
+/// Which cluster this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Given by initdb.
+    pub(super) system_identifier: String,
+    /// Grows with each promotion.
+    pub(super) timeline: u32,
 }
 
 impl Stream {
@@ -267,15 +265,91 @@ impl Feedback {
     }
 }
 
-/// A connection before it is split.
-struct Wire {
+/// A replication connection that does not stream yet.
+pub(super) struct Wire {
     /// The socket.
     io: Box<dyn Io>,
     /// Bytes received and not yet used.
     buffer: BytesMut,
+    /// Longest wait for an answer.
+    limit: Duration,
 }
 
+/// The fields of a row.
+type Row = Vec<Option<Vec<u8>>>;
+
 impl Wire {
+    /// Which cluster this is.
+    pub(super) async fn identify(&mut self) -> Result<Identity, Error> {
+        let row = within(self.limit, self.query("IDENTIFY_SYSTEM")).await?;
+        let mut fields = row.iter().map(|field| text(field.as_deref()));
+        let (Some(system_identifier), Some(timeline)) = (fields.next(), fields.next()) else {
+            return Err(Error::Protocol { detail: "IDENTIFY_SYSTEM without a row".to_owned() });
+        };
+        let timeline = timeline.parse().map_err(|_| Error::Protocol {
+            detail: format!("IDENTIFY_SYSTEM with timeline \"{timeline}\""),
+        })?;
+        Ok(Identity { system_identifier, timeline })
+    }
+
+    /// Where each timeline before `timeline` ended, oldest first.
+    pub(super) async fn timeline_history(
+        &mut self,
+        timeline: u32,
+    ) -> Result<Vec<(u32, Lsn)>, Error> {
+        let row = within(self.limit, self.query(&format!("TIMELINE_HISTORY {timeline}"))).await?;
+        Ok(parse_history(&text(row.get(1).and_then(Option::as_deref))))
+    }
+
+    /// The only row that a command gives.
+    async fn query(&mut self, command: &str) -> Result<Row, Error> {
+        let mut out = BytesMut::new();
+        frontend::query(command, &mut out)?;
+        self.send(&mut out).await?;
+        let mut row = Row::new();
+        loop {
+            match self.receive().await? {
+                Message::DataRow(body) => {
+                    let fields = body.ranges().map(|range| {
+                        Ok(range.and_then(|range| body.buffer().get(range)).map(<[u8]>::to_vec))
+                    });
+                    row = fields.collect()?;
+                }
+                Message::RowDescription(_)
+                | Message::CommandComplete(_)
+                | Message::NoticeResponse(_)
+                | Message::ParameterStatus(_) => {}
+                Message::ReadyForQuery(_) => return Ok(row),
+                _ => {
+                    let detail = format!("unexpected message during {command}");
+                    return Err(Error::Protocol { detail });
+                }
+            }
+        }
+    }
+
+    /// Starts streaming `slot` from where it was confirmed.
+    pub(super) async fn stream(
+        mut self,
+        (slot, publication): (&str, &str),
+        dialect: Dialect,
+        silence: Duration,
+    ) -> Result<(Stream, Feedback), Error> {
+        within(self.limit, self.start_replication(slot, publication, dialect)).await?;
+        let (read, write) = tokio::io::split(self.io);
+        let progress = Arc::new(Progress::default());
+        let stop = CancellationToken::new();
+        let stream = Stream {
+            read,
+            buffer: self.buffer,
+            lent: 0,
+            silence,
+            progress: Arc::clone(&progress),
+            _feedback: stop.clone().drop_guard(),
+        };
+        Ok((stream, Feedback { write, progress, stop }))
+    }
+
     /// Sends the start-up message and answers the server until it is ready for a query.
     async fn authenticate(&mut self, config: &tokio_postgres::Config) -> Result<(), Error> {
         let user = config.get_user().unwrap_or("postgres").to_owned();
@@ -421,14 +495,14 @@ fn frame_len(buffer: &BytesMut) -> Result<Option<usize>, Error> {
 }
 
 /// A socket to the first host that answers, encrypted as `sslmode` says.
-async fn connect(target: &Target) -> Result<Box<dyn Io>, Error> {
+async fn open(target: &Target) -> Result<Box<dyn Io>, Error> {
     let config = target.config();
     let hosts = config.get_hosts();
     let ports = config.get_ports();
     let mut reasons = Vec::new();
     for (index, host) in hosts.iter().enumerate() {
         let port = ports.get(index).or_else(|| ports.first()).copied().unwrap_or(5432);
-        match connect_host(target, host, port).await {
+        match open_host(target, host, port).await {
             Ok(io) => return Ok(io),
             Err(error) => reasons.push(error.to_string()),
         }
@@ -437,7 +511,7 @@ async fn connect(target: &Target) -> Result<Box<dyn Io>, Error> {
 }
 
 /// A socket to one host.
-async fn connect_host(target: &Target, host: &Host, port: u16) -> Result<Box<dyn Io>, Error> {
+async fn open_host(target: &Target, host: &Host, port: u16) -> Result<Box<dyn Io>, Error> {
     match host {
         Host::Unix(directory) => {
             let path = directory.join(format!(".s.PGSQL.{port}"));
@@ -471,6 +545,20 @@ async fn connect_host(target: &Target, host: &Host, port: u16) -> Result<Box<dyn
     }
 }
 
+/// A field as text.
+fn text(field: Option<&[u8]>) -> String {
+    String::from_utf8_lossy(field.unwrap_or_default()).into_owned()
+}
+
+/// Reads a timeline's history file: `TIMELINE  LSN  reason`, a line for each timeline before it.
+fn parse_history(text: &str) -> Vec<(u32, Lsn)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// The error in an `ErrorResponse` frame.
 fn server_error(frame: &mut BytesMut) -> Error {
     let mut error = Error::Server { code: String::new(), message: String::new() };
@@ -501,5 +589,18 @@ fn unsupported_authentication() -> Error {
     Error::Protocol {
         detail: "unsupported authentication: expected trust, password, md5 or scram-sha-256"
             .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_read_line_by_line() {
+        let text = "# written by nobody\n1\t0/16CA548\tno recovery target specified\n\n\
+                    2\t1/0\tbefore 2026-11-26 09:00:00+00\n";
+        assert_eq!(parse_history(text), [(1, Lsn::new(0x16C_A548)), (2, Lsn::new(1 << 32))]);
+        assert_eq!(parse_history(""), []);
     }
 }

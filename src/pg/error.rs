@@ -91,6 +91,29 @@ pub enum Error {
         /// Its output plugin.
         plugin: String,
     },
+    /// Our slot hands out transactions when they are prepared, which may never commit.
+    #[error(
+        "the replication slot {slot} has two_phase on; drop it, so that one without is made \
+         (the feed then has a gap), or on PostgreSQL 18 ALTER_REPLICATION_SLOT it"
+    )]
+    SlotTwoPhase {
+        /// The slot.
+        slot: String,
+    },
+    /// A slot can be made only when all transactions that were writing have ended.
+    #[error("the replication slot {slot} cannot be made: blocked by {by}")]
+    SlotBlocked {
+        /// The slot.
+        slot: String,
+        /// Who writes.
+        by: String,
+    },
+    /// PostgreSQL answered something else than it is known to.
+    #[error("PostgreSQL gave {what} in a form that is not known")]
+    Unexpected {
+        /// Instead of what.
+        what: &'static str,
+    },
     /// The database was migrated by a later version of this program.
     #[error(
         "the registry's database is newer than this program: it has the migrations {}; \
@@ -115,12 +138,15 @@ impl Error {
             | Self::LiteralPassword
             | Self::Tls { .. }
             | Self::SlotTaken { .. }
+            | Self::SlotTwoPhase { .. }
+            | Self::Unexpected { .. }
             | Self::SchemaNewer { .. }
             | Self::Migration(_) => Retry::Never,
             Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::PoolTimeout { .. }
             | Self::Pool { .. }
+            | Self::SlotBlocked { .. }
             | Self::Silent { .. } => Retry::Later,
             Self::Statement(error) => error.code().map_or(Retry::Later, retry_of_state),
             Self::Query(error) => retry_of_query(error),
@@ -146,6 +172,9 @@ impl Error {
             | Self::Query(_)
             | Self::Silent { .. }
             | Self::SlotTaken { .. }
+            | Self::SlotTwoPhase { .. }
+            | Self::SlotBlocked { .. }
+            | Self::Unexpected { .. }
             | Self::SchemaNewer { .. }
             | Self::Migration(_) => None,
         }

@@ -3,7 +3,11 @@
 //! The publication comes first. A slot decodes every change with the catalog as it was when the
 //! change was made; a publication that did not exist then makes the stream fail for ever.
 
+use serde::Deserialize;
+use tokio_postgres::error::SqlState;
+
 use super::{Connection, Error, quote_ident};
+use crate::vocab::Lsn;
 
 /// What a publication of ours says: all operations, with partitions published as their root.
 pub const PUBLICATION_OPTIONS: &str =
@@ -32,9 +36,7 @@ pub async fn ensure_publication(client: &Connection, name: &str) -> Result<(), E
     let create = format!("CREATE PUBLICATION {} WITH ({PUBLICATION_OPTIONS})", quote_ident(name));
     match client.batch_execute(&create).await {
         // Another instance made it at the same time.
-        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_OBJECT) => {
-            Ok(())
-        }
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
         other => Ok(other?),
     }
 }
@@ -49,27 +51,106 @@ pub async fn server_version(client: &Connection) -> Result<u32, Error> {
     Ok(version.unsigned_abs())
 }
 
+/// Whether the server is a standby: it takes no writes, and its slots are not ours to make.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn in_recovery(client: &Connection) -> Result<bool, Error> {
+    Ok(client.query_one("SELECT pg_is_in_recovery()", &[]).await?.try_get(0)?)
+}
+
+/// The end of the server's WAL.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn wal_end(client: &Connection) -> Result<Lsn, Error> {
+    let row = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?;
+    lsn(row.try_get(0)?)
+}
+
+/// How a slot stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotState {
+    /// It begins here when it is streamed.
+    pub confirmed: Lsn,
+    /// Why it can never be streamed again.
+    pub lost: Option<String>,
+}
+
+/// A row of `pg_replication_slots`, whose columns differ between versions.
+#[derive(Debug, Deserialize)]
+struct SlotRow {
+    plugin: Option<String>,
+    database: Option<String>,
+    two_phase: Option<bool>,
+    confirmed_flush_lsn: Option<String>,
+    wal_status: Option<String>,
+    /// From PostgreSQL 16 on.
+    conflicting: Option<bool>,
+    /// From PostgreSQL 17 on.
+    invalidation_reason: Option<String>,
+}
+
+/// The state of our slot, if there is one.
+///
+/// # Errors
+/// When the name is taken by a slot of another kind, or the connection fails.
+pub async fn slot_state(client: &Connection, name: &str) -> Result<Option<SlotState>, Error> {
+    let query = "SELECT to_json(s)::text, current_database()::text \
+                 FROM pg_replication_slots s WHERE slot_name = $1";
+    let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
+    let (json, ours): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let row: SlotRow = serde_json::from_str(&json)
+        .map_err(|_| Error::Unexpected { what: "a row of pg_replication_slots" })?;
+    let (database, plugin) = (row.database.unwrap_or_default(), row.plugin.unwrap_or_default());
+    if database != ours || plugin != "pgoutput" {
+        return Err(Error::SlotTaken { slot: name.to_owned(), database, plugin });
+    }
+    if row.two_phase == Some(true) {
+        return Err(Error::SlotTwoPhase { slot: name.to_owned() });
+    }
+    let conflicting = (row.conflicting == Some(true)).then(|| "conflict with recovery".to_owned());
+    let removed = (row.wal_status.as_deref() == Some("lost")).then(|| "WAL removed".to_owned());
+    let lost = row.invalidation_reason.or(conflicting).or(removed);
+    let confirmed = match row.confirmed_flush_lsn {
+        Some(text) => lsn(&text)?,
+        None => Lsn::ZERO,
+    };
+    Ok(Some(SlotState { confirmed, lost }))
+}
+
+/// Drops a slot.
+///
+/// # Errors
+/// When somebody streams it, or the connection fails.
+pub async fn drop_slot(client: &Connection, name: &str) -> Result<(), Error> {
+    client.execute("SELECT pg_drop_replication_slot($1)", &[&name]).await?;
+    Ok(())
+}
+
+fn lsn(text: &str) -> Result<Lsn, Error> {
+    text.parse().map_err(|_| Error::Unexpected { what: "an LSN" })
+}
+
+/// Who has written longest in a transaction that has not ended: a new slot waits for its end.
+const WRITING: &str = "
+    SELECT format('pid %s of role %s (%s), which has been in a transaction for %s', pid, usename,
+      application_name, date_trunc('second', clock_timestamp() - xact_start)), age(backend_xid)
+    FROM pg_stat_activity WHERE backend_xid IS NOT NULL
+    UNION ALL
+    SELECT format('the prepared transaction %L, prepared at %s', gid, prepared), age(transaction)
+    FROM pg_prepared_xacts
+    ORDER BY 2 DESC LIMIT 1";
+
 /// Makes the logical slot for pgoutput if it is missing. From PostgreSQL 17 on it is a failover
 /// slot, so that a standby can take over with it.
 ///
 /// # Errors
-/// When the name is taken by a slot of another database or plugin, no slot is free, or the
-/// connection fails.
+/// When the name is taken by a slot of another kind, no slot is free, a transaction that writes
+/// does not end within the statement timeout, or the connection fails.
 pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, Error> {
-    let found = client
-        .query_opt(
-            "SELECT coalesce(database, ''), coalesce(plugin, ''), current_database()::text \
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&name],
-        )
-        .await?;
-    if let Some(row) = found {
-        let (database, plugin, ours): (String, String, String) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        if database == ours && plugin == "pgoutput" {
-            return Ok(SlotFound::Existing);
-        }
-        return Err(Error::SlotTaken { slot: name.to_owned(), database, plugin });
+    if slot_state(client, name).await?.is_some() {
+        return Ok(SlotFound::Existing);
     }
     let failover = server_version(client).await? >= 170_000;
     let create = if failover {
@@ -78,8 +159,12 @@ pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, E
         "SELECT pg_create_logical_replication_slot($1, 'pgoutput')"
     };
     match client.execute(create, &[&name]).await {
-        Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DUPLICATE_OBJECT) => {
-            Ok(SlotFound::Existing)
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(SlotFound::Existing),
+        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+            match client.query_opt(WRITING, &[]).await? {
+                Some(row) => Err(Error::SlotBlocked { slot: name.to_owned(), by: row.try_get(0)? }),
+                None => Err(error.into()),
+            }
         }
         other => {
             other?;

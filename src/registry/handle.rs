@@ -12,7 +12,7 @@ use super::{
     Snapshot, Token, TokenId, Verdict, Violation, mutation, store, token,
 };
 use crate::pg::{self, Pool, PooledConnection};
-use crate::vocab::{DatasetId, DatasetName, Epoch, ServiceName, SourceId};
+use crate::vocab::{DatasetId, DatasetName, ServiceName};
 
 /// Violations that may wait for a live reader; a slower one is told how many it missed.
 const VIOLATIONS_LIVE_MAX: usize = 1_024;
@@ -132,18 +132,6 @@ impl Registry {
             store::guard_state(connection, datasets, state).await
         };
         Ok(self.publish(self.within(change).await?))
-    }
-
-    /// Records the generation of a source's slot.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Unavailable`].
-    pub async fn epoch_set(&self, source: SourceId, epoch: Epoch) -> Result<(), Error> {
-        let change = async |connection: &mut PooledConnection| {
-            store::epoch_set(connection, source, epoch).await
-        };
-        self.publish(self.within(change).await?);
-        Ok(())
     }
 
     /// Stores violations that are not stored yet, tells live readers of these, and returns them.

@@ -32,6 +32,7 @@ pub mod manifest;
 mod model;
 mod mutation;
 mod schema;
+mod slot;
 mod snapshot;
 mod store;
 mod token;
@@ -41,5 +42,6 @@ pub use finding::{Finding, FindingFilter, Findings, NewFinding, Question, Severi
 pub use gap::{Baseline, GuardGap};
 pub use handle::{Page, Registry, ViolationFilter};
 pub use model::*;
+pub use slot::SlotRecord;
 pub use snapshot::Decision;
 pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};

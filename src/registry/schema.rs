@@ -28,6 +28,18 @@ diesel::table! {
 }
 
 diesel::table! {
+    source_slots (source_id) {
+        source_id -> Int4,
+        system_identifier -> Text,
+        timeline -> Int4,
+        confirmed -> Int8,
+        heartbeat_lsn -> Nullable<Int8>,
+        heartbeat_id -> Nullable<Text>,
+        broken -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
     service_roles (source_id, role) {
         source_id -> Int4,
         role -> Text,

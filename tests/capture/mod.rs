@@ -2,4 +2,5 @@
 
 mod heartbeat;
 mod parts;
+mod slot;
 mod types;

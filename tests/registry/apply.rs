@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use cadastre::registry::{ColumnFacts, Error, GuardState, Mutation, Revision, Subscription};
-use cadastre::vocab::{Epoch, Mode, Retry, RoleName, SourceId};
+use cadastre::registry::{
+    ColumnFacts, Error, GuardState, Mutation, Revision, SlotRecord, Subscription,
+};
+use cadastre::vocab::{Epoch, Lsn, Mode, Retry, RoleName, SourceId};
 
 use super::{dataset, migrated, open, service, shop, source};
 
@@ -208,11 +210,31 @@ async fn an_epoch_is_kept_through_a_new_declaration_of_its_source() {
     let registry = open(&cluster).await;
     shop(&registry).await;
     let id = registry.snapshot().sources[&"shop".parse().unwrap()].id;
-    registry.epoch_set(id, Epoch::new(200)).await.unwrap();
+    let record = SlotRecord {
+        system_identifier: "18446744073709551615".to_owned(),
+        timeline: 3,
+        confirmed: Lsn::new(80),
+        heartbeat: Some((Lsn::new(70), "a-1".to_owned())),
+        broken: Some("slot_lost".to_owned()),
+    };
+    registry.epoch_begin(id, Epoch::new(200), &record).await.unwrap();
     registry.apply(&[source("shop")]).await.unwrap();
     let snapshot = registry.snapshot();
     let source = &snapshot.sources[&"shop".parse().unwrap()];
     assert_eq!((source.id, source.epoch), (id, Epoch::new(200)));
     let unknown = SourceId(999);
-    assert!(matches!(registry.epoch_set(unknown, Epoch::FIRST).await, Err(Error::NotFound { .. })));
+    let refused = registry.epoch_begin(unknown, Epoch::FIRST, &record).await;
+    assert!(matches!(refused, Err(Error::NotFound { .. })));
+
+    // While continuity is broken nothing may be confirmed; afterwards it never goes back.
+    assert_eq!(registry.slot_record(id).await.unwrap().as_ref(), Some(&record));
+    assert_eq!(registry.slot_record(unknown).await.unwrap(), None);
+    assert!(!registry.slot_confirm(id, Lsn::new(90), None).await.unwrap());
+    let mended = SlotRecord { broken: None, ..record };
+    registry.slot_record_put(id, &mended).await.unwrap();
+    assert!(registry.slot_confirm(id, Lsn::new(90), None).await.unwrap());
+    let heartbeat = (Lsn::new(85), "a-2".to_owned());
+    assert!(registry.slot_confirm(id, Lsn::new(60), Some(&heartbeat)).await.unwrap());
+    let expected = SlotRecord { confirmed: Lsn::new(90), heartbeat: Some(heartbeat), ..mended };
+    assert_eq!(registry.slot_record(id).await.unwrap(), Some(expected));
 }

@@ -115,6 +115,52 @@ impl Cluster {
         tokio::task::spawn_blocking(move || drop(postgres)).await.expect("stop PostgreSQL");
     }
 
+    /// A copy of the cluster's files as they are on disk after an orderly stop; it runs again
+    /// afterwards.
+    pub(crate) async fn save(&self) -> Saved {
+        let postgres = self.postgres.lock().take().expect("the server runs");
+        postgres.stop().await.expect("stop PostgreSQL");
+        let dir = data_dir();
+        template::copy(&self.files(), &dir.path().join("postgres"));
+        self.start_again().await;
+        Saved(dir)
+    }
+
+    /// Puts the files back as they were saved, as a restored backup does.
+    pub(crate) async fn restore(&self, saved: &Saved) {
+        self.stop_immediate().await;
+        std::fs::remove_dir_all(self.files()).expect("remove the cluster's files");
+        template::copy(&saved.0.path().join("postgres"), &self.files());
+        self.start_again().await;
+    }
+
+    /// A standby of this cluster made from its files, with more settings.
+    pub(crate) async fn standby(&self, settings: &[(&str, &str)]) -> Self {
+        let Saved(data_dir) = self.save().await;
+        let files = data_dir.path().join("postgres");
+        std::fs::write(files.join("standby.signal"), "").expect("mark the standby");
+        let mut options = self.options.clone();
+        data_dir.path().clone_into(&mut options.data_dir);
+        let socket = self.data_dir.path().join("socket");
+        let primary = format!("host={} user=postgres dbname=postgres", socket.display());
+        options.settings.push(("primary_conninfo".to_owned(), primary));
+        options
+            .settings
+            .extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let standby = Self { postgres: Mutex::new(None), data_dir, options };
+        standby.start_again().await;
+        standby
+    }
+
+    /// Directory of the socket it listens on.
+    pub(crate) fn socket_dir(&self) -> PathBuf {
+        self.data_dir.path().join("socket")
+    }
+
+    fn files(&self) -> PathBuf {
+        self.data_dir.path().join("postgres")
+    }
+
     /// Starts the server again after [`Self::stop_immediate`].
     pub(crate) async fn start_again(&self) {
         assert!(self.postgres.lock().is_none(), "the server runs already");
@@ -122,6 +168,9 @@ impl Cluster {
         *self.postgres.lock() = Some(started.expect("start PostgreSQL"));
     }
 }
+
+/// A copy of a cluster's files.
+pub(crate) struct Saved(TempDir);
 
 /// A temporary data directory that the account PostgreSQL runs as may enter.
 pub(crate) fn data_dir() -> TempDir {

@@ -107,6 +107,13 @@ impl Server {
         self.child.kill().await.expect("kill the server");
     }
 
+    /// Has it stand still until the guard is dropped.
+    pub(crate) fn pause(&self) -> Paused {
+        let pid = Pid::from_raw(self.pid().cast_signed());
+        kill(pid, Signal::SIGSTOP).expect("pause the server");
+        Paused(pid)
+    }
+
     /// Asks it to end, and waits until it has.
     pub(crate) async fn terminate(&mut self) -> std::process::ExitStatus {
         let pid = self.child.id().expect("the server runs");
@@ -151,6 +158,15 @@ impl Drop for Server {
             )
             .unwrap_or_default();
         }
+    }
+}
+
+/// A server that stands still.
+pub(crate) struct Paused(Pid);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }
 

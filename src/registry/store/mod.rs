@@ -3,6 +3,7 @@
 mod finding;
 mod gap;
 mod read;
+mod slot;
 mod token;
 mod violation;
 mod write;
@@ -10,9 +11,10 @@ mod write;
 pub(super) use finding::{findings, findings_record};
 pub(super) use gap::{baseline, baseline_put, baseline_sound, gap_close, gap_open};
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};
+pub(super) use slot::{epoch_begin, slot_confirm, slot_record, slot_record_put};
 pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};
 pub(super) use violation::{violations, violations_record};
-pub(super) use write::{apply, epoch_set, guard_state};
+pub(super) use write::{apply, guard_state};
 
 use diesel::result::Error as DieselError;
 

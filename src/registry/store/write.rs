@@ -15,7 +15,7 @@ use crate::registry::schema::{
     datasets, registry_state, service_roles, services, sources, subscriptions,
 };
 use crate::registry::{Error, GuardState, Mutation, Snapshot, Subscription};
-use crate::vocab::{DatasetId, DatasetName, Epoch, RoleName, ServiceName, SourceId, SourceName};
+use crate::vocab::{DatasetId, DatasetName, RoleName, ServiceName, SourceName};
 
 const PENDING: &str = "pending";
 const INSTALLED: &str = "installed";
@@ -99,27 +99,6 @@ pub(in crate::registry) async fn guard_state(
                 }))
                 .execute(connection)
                 .await?;
-            finish(connection).await
-        })
-        .await
-}
-
-/// Records the generation of a source's slot.
-pub(in crate::registry) async fn epoch_set(
-    connection: &mut AsyncPgConnection,
-    source: SourceId,
-    epoch: Epoch,
-) -> Result<Snapshot, Error> {
-    connection
-        .transaction(async |connection| {
-            take_turn(connection).await?;
-            let updated = diesel::update(sources::table.find(source.0))
-                .set(sources::epoch.eq(i16::from(epoch.get())))
-                .execute(connection)
-                .await?;
-            if updated == 0 {
-                return Err(Error::NotFound { kind: "source", name: source.0.to_string() });
-            }
             finish(connection).await
         })
         .await

@@ -1,0 +1,332 @@
+//! A slot that vanishes, a database that is put back and one that is replaced by its standby: what
+//! is missing is said, and nothing is taken for continuity that is none.
+
+use futures::StreamExt;
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use crate::support::{Cluster, Server, WAIT, eventually};
+
+/// Often enough for a test.
+const FAST: [&str; 6] = ["--heartbeat", "100ms", "--feedback", "100ms", "--backoff", "200ms"];
+
+const TABLES: &str = "
+CREATE ROLE orders_app LOGIN;
+CREATE TABLE orders (id bigint PRIMARY KEY, body text);
+CREATE TABLE quiet (id bigint PRIMARY KEY);
+ALTER TABLE orders OWNER TO orders_app;
+ALTER TABLE quiet OWNER TO orders_app;";
+
+/// A source in a cluster, and a server whose registry is in another.
+struct Stage {
+    registry: Cluster,
+    source: Cluster,
+    server: Server,
+}
+
+impl Stage {
+    async fn new(settings: &[(&str, &str)]) -> Self {
+        let (registry, source) = tokio::join!(Cluster::start(), Cluster::with_settings(settings));
+        source.create_database("shop").await;
+        source.connect("shop").await.batch_execute(TABLES).await.unwrap();
+        let server = Server::start_with(&registry.url("postgres"), &FAST).await;
+        Self { registry, source, server }
+    }
+
+    /// Declares the source at `url`.
+    async fn govern(&self, url: &str) {
+        let manifest = format!(
+            "apiVersion: cadastre/v1
+sources: {{ shop: {{ url: \"{url}\" }} }}
+services: {{ orders: {{ roles: {{ shop: [orders_app] }} }} }}
+datasets:
+  shop.public.orders: {{ owner: orders, mode: enforce }}
+  shop.public.quiet: {{ owner: orders, mode: enforce }}
+"
+        );
+        let apply = self.server.client().post(self.server.at("/v1/manifest/apply")).body(manifest);
+        let answer = apply.header("content-type", "application/yaml").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+        self.ready().await;
+    }
+
+    async fn ready(&self) {
+        eventually(WAIT, async || {
+            let response = self.server.client().get(self.server.at("/readyz")).send().await.ok()?;
+            (response.status() == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Inserts these orders as their owner.
+    async fn insert(&self, cluster: &Cluster, ids: std::ops::RangeInclusive<i64>) {
+        let client = cluster.connect_as("shop", "orders_app").await;
+        let insert = format!(
+            "INSERT INTO orders SELECT g, repeat('x', 100) FROM generate_series({}, {}) g",
+            ids.start(),
+            ids.end()
+        );
+        client.batch_execute(&insert).await.unwrap();
+    }
+
+    /// All events of both datasets, up to the insert of the order `last`.
+    async fn events_until(&self, last: i64) -> Vec<Value> {
+        let path = "/v1/feed?datasets=shop.public.orders,shop.public.quiet&after=earliest";
+        let request = self.server.client().get(self.server.at(path));
+        let response = request.header("accept", "application/x-ndjson").send().await.unwrap();
+        let mut body = response.bytes_stream();
+        let (mut events, mut buffer) = (Vec::new(), Vec::new());
+        loop {
+            let bytes = tokio::time::timeout(WAIT, body.next()).await;
+            let bytes = bytes.unwrap_or_else(|_| panic!("order {last} does not come: {events:?}"));
+            buffer.extend_from_slice(&bytes.unwrap().unwrap());
+            while let Some(end) = memchr::memchr(b'\n', &buffer) {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
+                let id = id(&event);
+                events.push(event);
+                if id == Some(last) {
+                    return events;
+                }
+            }
+        }
+    }
+
+    /// Waits until the registry knows of everything that the source has so far, and of a heartbeat
+    /// behind it.
+    async fn written_down(&self) {
+        let query = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint";
+        let end: i64 =
+            self.source.connect("shop").await.query_one(query, &[]).await.unwrap().get(0);
+        let registry = self.registry.connect("postgres").await;
+        eventually(WAIT, async || {
+            let query = "SELECT heartbeat_lsn FROM cadastre_registry.source_slots";
+            let row = registry.query_one(query, &[]).await.ok()?;
+            (row.get::<_, Option<i64>>(0)? > end).then_some(())
+        })
+        .await;
+    }
+}
+
+fn id(event: &Value) -> Option<i64> {
+    event.pointer("/after/id").and_then(Value::as_i64)
+}
+
+fn epoch(event: &Value) -> &str {
+    &event["position"].as_str().unwrap()[..2]
+}
+
+/// The orders in `events`, each once, in their order.
+fn orders(events: &[Value]) -> Vec<i64> {
+    events.iter().filter_map(id).collect()
+}
+
+/// The gap events, which must stand together: the reason, and where they are in the list.
+#[track_caller]
+fn gap(events: &[Value], begins: &str, reason: &str) -> usize {
+    let at = events.iter().position(|event| epoch(event) == begins).expect("the epoch has begun");
+    let told: Vec<&str> = events[at..]
+        .iter()
+        .take_while(|event| event["event"] == "gap")
+        .map(|event| event["dataset"].as_str().unwrap())
+        .collect();
+    assert_eq!(told, ["shop.public.orders", "shop.public.quiet"], "{events:?}");
+    let gap = &events[at]["gap"];
+    assert_eq!(gap["reason"], reason);
+    assert_eq!(gap["datasets"], serde_json::json!(told));
+    let before = at.checked_sub(1).map(|before| &events[before]["position"]);
+    assert_eq!(Some(&gap["from"]), before, "everything before was in the feed");
+    at
+}
+
+/// Positions increase, whatever happened.
+#[track_caller]
+fn in_order(events: &[Value]) {
+    assert!(events.is_sorted_by(|a, b| a["position"].as_str() < b["position"].as_str()));
+}
+
+/// Drops the slot as soon as nobody streams it.
+async fn drop_slot(client: &Client) {
+    let terminate = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots";
+    eventually(WAIT, async || {
+        client.batch_execute(terminate).await.unwrap();
+        client.query("SELECT pg_drop_replication_slot('cadastre_shop')", &[]).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slot_dropped_under_a_running_server_is_a_gap_and_made_anew() {
+    let mut stage = Stage::new(&[("fsync", "off")]).await;
+    stage.govern(&stage.source.url("shop")).await;
+    let shop = stage.source.connect("shop").await;
+    stage.insert(&stage.source, 1..=3).await;
+    assert_eq!(orders(&stage.events_until(3).await), [1, 2, 3]);
+
+    let paused = stage.server.pause();
+    drop_slot(&shop).await;
+    stage.insert(&stage.source, 4..=5).await;
+    drop(paused);
+    eventually(WAIT, async || {
+        shop.query_opt("SELECT FROM pg_replication_slots WHERE active", &[]).await.unwrap()
+    })
+    .await;
+    stage.insert(&stage.source, 6..=6).await;
+    let events = stage.events_until(6).await;
+    assert_eq!(orders(&events), [1, 2, 3, 6]);
+    assert_eq!(gap(&events, "02", "slot_lost"), 3);
+    in_order(&events);
+
+    // It is announced once, also when somebody moves the slot while the server is down.
+    stage.server.terminate().await;
+    stage.insert(&stage.source, 7..=7).await;
+    stage.server.restart().await;
+    stage.insert(&stage.source, 8..=8).await;
+    let events = stage.events_until(8).await;
+    assert_eq!(orders(&events), [1, 2, 3, 6, 7, 8]);
+    assert_eq!(events.iter().filter(|event| event["event"] == "gap").count(), 2);
+    stage.server.terminate().await;
+    stage.insert(&stage.source, 9..=9).await;
+    let advance = "SELECT pg_replication_slot_advance('cadastre_shop', pg_current_wal_lsn())";
+    eventually(WAIT, async || shop.query(advance, &[]).await.ok()).await;
+    stage.server.restart().await;
+    stage.insert(&stage.source, 10..=10).await;
+    let events = stage.events_until(10).await;
+    assert_eq!(orders(&events), [1, 2, 3, 6, 7, 8, 10]);
+    gap(&events, "03", "slot_lost");
+    in_order(&events);
+}
+
+#[tokio::test]
+async fn a_slot_that_postgresql_gave_up_is_a_gap_and_made_anew() {
+    let settings = [
+        ("fsync", "off"),
+        ("max_slot_wal_keep_size", "1MB"),
+        ("min_wal_size", "32MB"),
+        ("max_wal_size", "32MB"),
+    ];
+    let stage = Stage::new(&settings).await;
+    stage.govern(&stage.source.url("shop")).await;
+    let shop = stage.source.connect("shop").await;
+    stage.insert(&stage.source, 1..=2).await;
+    stage.events_until(2).await;
+
+    let paused = stage.server.pause();
+    stage.insert(&stage.source, 3..=3).await;
+    eventually(WAIT, async || {
+        shop.batch_execute("CREATE TABLE IF NOT EXISTS filler (); DROP TABLE filler")
+            .await
+            .unwrap();
+        shop.query("SELECT pg_switch_wal()", &[]).await.unwrap();
+        shop.batch_execute("CHECKPOINT").await.unwrap();
+        let lost = "SELECT FROM pg_replication_slots WHERE wal_status = 'lost'";
+        shop.query_opt(lost, &[]).await.unwrap()
+    })
+    .await;
+    drop(paused);
+    eventually(WAIT, async || {
+        shop.query_opt("SELECT FROM pg_replication_slots WHERE active", &[]).await.unwrap()
+    })
+    .await;
+    stage.insert(&stage.source, 4..=4).await;
+    let events = stage.events_until(4).await;
+    assert_eq!(orders(&events), [1, 2, 4]);
+    gap(&events, "02", "slot_lost");
+    in_order(&events);
+}
+
+#[tokio::test]
+async fn a_database_put_back_to_an_older_copy_is_not_taken_for_itself() {
+    let stage = Stage::new(&[("fsync", "off")]).await;
+    stage.govern(&stage.source.url("shop")).await;
+    stage.insert(&stage.source, 1..=2).await;
+    stage.events_until(2).await;
+    let saved = stage.source.save().await;
+    stage.ready().await;
+    stage.insert(&stage.source, 3..=3_000).await;
+    stage.events_until(3_000).await;
+    stage.written_down().await;
+
+    // Its WAL ends before what was captured.
+    stage.source.restore(&saved).await;
+    stage.insert(&stage.source, 5_000..=5_000).await;
+    let events = stage.events_until(5_000).await;
+    let at = gap(&events, "02", "source_replaced");
+    assert_eq!(at, 3_000);
+    in_order(&events);
+    stage.written_down().await;
+
+    // Again, but this time its WAL has passed that place before anyone looks.
+    let paused = stage.server.pause();
+    stage.source.restore(&saved).await;
+    let rows: Vec<_> = (0..4).map(|step| 6_000 + step * 2_000..=7_999 + step * 2_000).collect();
+    for rows in rows {
+        stage.insert(&stage.source, rows).await;
+    }
+    drop(paused);
+    stage.insert(&stage.source, 20_000..=20_000).await;
+    let events = stage.events_until(20_000).await;
+    let at = gap(&events, "03", "source_replaced");
+    in_order(&events);
+    let after: Vec<i64> = orders(&events[at..]);
+    let new: Vec<i64> = (6_000..14_000).chain([20_000]).collect();
+    assert!(after.ends_with(&new), "every order since is there: {} of {}", after.len(), new.len());
+}
+
+#[tokio::test]
+async fn a_promoted_standby_goes_on_where_its_slot_does_and_is_a_gap_where_it_has_none() {
+    let stage = Stage::new(&[("fsync", "off"), ("wal_sender_timeout", "5s")]).await;
+    let primary = &stage.source;
+    let admin = primary.connect("shop").await;
+    let version = "SELECT current_setting('server_version_num')::int";
+    let version: i32 = admin.query_one(version, &[]).await.unwrap().get(0);
+    let synced = version >= 170_000;
+    admin.query("SELECT pg_create_physical_replication_slot('twin', true)", &[]).await.unwrap();
+    let mut settings = vec![("primary_slot_name", "twin"), ("hot_standby_feedback", "on")];
+    if synced {
+        settings.push(("sync_replication_slots", "on"));
+        let wait_for_it = "ALTER SYSTEM SET synchronized_standby_slots = 'twin'";
+        admin.batch_execute(wait_for_it).await.unwrap();
+        admin.query("SELECT pg_reload_conf()", &[]).await.unwrap();
+    }
+    drop(admin);
+    let standby = primary.standby(&settings).await;
+    let (one, two) = (primary.socket_dir(), standby.socket_dir());
+    let url = format!("host={},{} user=postgres dbname=shop", one.display(), two.display());
+    stage.govern(&url).await;
+    stage.insert(primary, 1..=3).await;
+    stage.events_until(3).await;
+    let twin = standby.connect("shop").await;
+    eventually(WAIT, async || {
+        // The standby has all, and the slot where there can be one.
+        let slot = "SELECT FROM pg_replication_slots
+                    WHERE slot_name = 'cadastre_shop' AND to_json(pg_replication_slots)->>'synced' = 'true' AND NOT temporary";
+        let slot = !synced || twin.query_opt(slot, &[]).await.unwrap().is_some();
+        let rows = twin.query_one("SELECT count(*) FROM orders", &[]).await.unwrap();
+        (slot && rows.get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+
+    primary.stop_immediate().await;
+    let refused = eventually(WAIT, async || {
+        let response = stage.server.client().get(stage.server.at("/readyz")).send().await.ok()?;
+        let body = response.text().await.ok()?;
+        body.contains("the server is a standby").then_some(body)
+    })
+    .await;
+    assert!(refused.contains("not ready"), "{refused}");
+    twin.query("SELECT pg_promote()", &[]).await.unwrap();
+    stage.insert(&standby, 4..=4).await;
+    stage.ready().await;
+    stage.insert(&standby, 5..=5).await;
+    let events = stage.events_until(5).await;
+    in_order(&events);
+    if synced {
+        assert_eq!(orders(&events), [1, 2, 3, 4, 5]);
+        assert!(events.iter().all(|event| epoch(event) == "01"), "{events:?}");
+    } else {
+        let at = gap(&events, "02", "slot_lost");
+        assert_eq!(at, 3);
+        assert!(orders(&events).ends_with(&[5]));
+    }
+}
