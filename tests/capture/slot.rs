@@ -76,8 +76,9 @@ datasets:
         let response = request.header("accept", "application/x-ndjson").send().await.unwrap();
         let mut body = response.bytes_stream();
         let (mut events, mut buffer) = (Vec::new(), Vec::new());
+        let deadline = tokio::time::Instant::now() + WAIT;
         loop {
-            let bytes = tokio::time::timeout(WAIT, body.next()).await;
+            let bytes = tokio::time::timeout_at(deadline, body.next()).await;
             let bytes = bytes.unwrap_or_else(|_| panic!("order {last} does not come: {events:?}"));
             buffer.extend_from_slice(&bytes.unwrap().unwrap());
             while let Some(end) = memchr::memchr(b'\n', &buffer) {
@@ -316,6 +317,11 @@ async fn a_promoted_standby_goes_on_where_its_slot_does_and_is_a_gap_where_it_ha
     .await;
     assert!(refused.contains("not ready"), "{refused}");
     twin.query("SELECT pg_promote()", &[]).await.unwrap();
+    if synced {
+        // The standby it is to wait for was itself.
+        twin.batch_execute("ALTER SYSTEM RESET synchronized_standby_slots").await.unwrap();
+        twin.query("SELECT pg_reload_conf()", &[]).await.unwrap();
+    }
     stage.insert(&standby, 4..=4).await;
     stage.ready().await;
     stage.insert(&standby, 5..=5).await;
