@@ -28,12 +28,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::api::{self, Serving, Tokens};
 use crate::capture::Captures;
-use crate::config::{CaptureOptions, HttpOptions, PostgresOptions};
+use crate::config::{CaptureOptions, HttpOptions, LogOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
 use crate::feed::Feed;
 use crate::gateway::{Gateway, Login};
 use crate::guard::Governor;
-use crate::log::{Log, PostgresStore};
+use crate::log::{Log, Policies, Policy, PostgresStore, Retention, Store};
 use crate::pg::{self, Pool, Target};
 use crate::registry::{self, Registry};
 use crate::task::Tasks;
@@ -94,6 +94,9 @@ pub struct Options {
     /// Capture.
     #[command(flatten)]
     pub capture: CaptureOptions,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogOptions,
     /// The HTTP server.
     #[command(flatten)]
     pub http: HttpOptions,
@@ -172,8 +175,13 @@ impl App {
             http: None,
             postgres,
         };
-        let store = Arc::new(PostgresStore::new(pool));
-        let log = Log::new(store, &app.logging, options.capture.log_linger);
+        let store: Arc<dyn Store> = Arc::new(PostgresStore::new(pool));
+        let log = Log::new(Arc::clone(&store), &app.logging, options.capture.log_linger);
+        let retention = Retention {
+            store,
+            policies: policies(registry.clone(), options.log.clone()),
+            every: options.log.log_sweep,
+        };
         let feed = Feed::new(registry.clone(), log.clone());
         let governor = Governor::new(registry.clone(), options.postgres.clone());
         let mut capture = options.capture.clone();
@@ -185,6 +193,7 @@ impl App {
         let stopping = app.working.stopping();
         app.working.spawn("metrics", metrics.clone().run(stopping.clone()));
         app.working.spawn("registry", registry.clone().run(stopping.clone()));
+        app.working.spawn("log retention", retention.run(stopping.clone()));
         app.working.spawn("guard", governor.clone().run(stopping));
         app.working.spawn("capture", captures.clone().run(app.working.clone()));
         let context = api::Context {
@@ -288,6 +297,22 @@ async fn migrate(target: &Target, options: &Options) -> Result<(), Error> {
         .map_err(Error::Database)?;
     tracing::info!(migrations = applied, "the registry's database is up to date");
     Ok(())
+}
+
+/// How long and how much is kept of each source: as set for it, else as set for all.
+fn policies(registry: Registry, options: LogOptions) -> Policies {
+    Arc::new(move |id| {
+        let snapshot = registry.snapshot();
+        let source = snapshot.sources.values().find(|source| source.id == id);
+        let own = source.and_then(|source| {
+            options.log_source.iter().rev().find(|limits| limits.source == source.name)
+        });
+        Policy {
+            age: own.and_then(|own| own.keep).unwrap_or(options.log_keep),
+            bytes: own.and_then(|own| own.bytes).unwrap_or(options.log_bytes),
+            bytes_max: own.and_then(|own| own.bytes_max).unwrap_or(options.log_bytes_max),
+        }
+    })
 }
 
 /// What troubles the log of each source, a sentence each.

@@ -34,7 +34,7 @@ const FOREIGN: &[(&[&str], &[&str])] = &[
             "src/pg/",
             "src/registry/store/",
             "src/registry/schema.rs",
-            "src/log/schema.rs",
+            "src/log/store/",
             "**/store.rs",
         ],
     ),

@@ -35,6 +35,7 @@ pub mod decode;
 pub mod envelope;
 mod error;
 pub mod json;
+mod mark;
 mod relation;
 
 pub use envelope::CHANGE_SCHEMA;

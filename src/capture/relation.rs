@@ -10,6 +10,7 @@ use super::catalog::Types;
 use super::decode::{Relation, Tuple};
 use super::envelope;
 use super::json::{Kind, label};
+use super::mark::TableKey;
 use crate::registry::{Dataset, GuardState};
 use crate::vocab::{DatasetId, Epoch, Lsn, SourceName, Writer};
 
@@ -21,6 +22,8 @@ pub(super) struct Table {
     /// Its name.
     pub(super) name: String,
     columns: Vec<TableColumn>,
+    /// Which columns its changes are found by.
+    key: TableKey,
 }
 
 #[derive(Debug)]
@@ -44,6 +47,7 @@ impl Table {
             schema: String::from_utf8_lossy(schema).into_owned(),
             name: String::from_utf8_lossy(relation.name).into_owned(),
             columns: columns.collect(),
+            key: TableKey::of(relation),
         }
     }
 
@@ -86,6 +90,8 @@ pub(super) struct PreparedRelation {
     pub(super) dataset: DatasetId,
     /// In table order.
     pub(super) columns: Box<[PreparedColumn]>,
+    /// The columns its changes are found by.
+    pub(super) key: TableKey,
     /// From after the rows to before the commit's LSN.
     pub(super) source_part: Vec<u8>,
     /// From after the time to before the position.
@@ -118,6 +124,7 @@ impl PreparedRelation {
         Self {
             dataset: dataset.id,
             columns: columns.collect(),
+            key: table.key.clone(),
             source_part: envelope::source_part(database, table),
             dataset_part: envelope::dataset_part(&dataset.name),
             governed: Arc::clone(dataset),

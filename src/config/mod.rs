@@ -5,9 +5,12 @@
 //! a failure; one too large lets a dead dependency hold a connection, a slot or a caller hostage.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+
+use crate::vocab::SourceName;
 
 /// Parses `300ms`, `5s`, `2m`.
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -95,6 +98,66 @@ pub struct CaptureOptions {
     pub log_linger: Duration,
 }
 
+/// The log: how long changes are kept.
+#[derive(Debug, Clone, Args)]
+pub struct LogOptions {
+    /// How long a day of changes is kept after it has ended. Readers that come back later have to
+    /// begin anew; more takes more room.
+    #[arg(long, env = "CADASTRE_LOG_KEEP", default_value = "7d", value_parser = duration)]
+    pub log_keep: Duration,
+    /// Stored size of a source's changes above which the oldest are dropped before their time,
+    /// unless a subscription still needs them: `512MiB`, `50GiB`.
+    #[arg(long, env = "CADASTRE_LOG_BYTES", default_value = "50GiB", value_parser = bytes)]
+    pub log_bytes: u64,
+    /// Stored size of a source's changes above which the oldest are dropped although a subscription
+    /// still needs them; its readers are told by a `gap` event. A full disk would be worse.
+    #[arg(long, env = "CADASTRE_LOG_BYTES_MAX", default_value = "100GiB", value_parser = bytes)]
+    pub log_bytes_max: u64,
+    /// Other limits for one source: `SOURCE:keep=30d,bytes=10GiB,bytes-max=20GiB`, of which any may be
+    /// left out. May be given several times; in the variable they are separated by semicolons.
+    #[arg(long, env = "CADASTRE_LOG_SOURCE", value_delimiter = ';', value_name = "LIMITS")]
+    pub log_source: Vec<SourceLimits>,
+    /// How often it is looked for what can be dropped, and the days to come are made.
+    #[arg(long, env = "CADASTRE_LOG_SWEEP", default_value = "1m", value_parser = duration)]
+    pub log_sweep: Duration,
+}
+
+/// Limits of one source's log that differ from the general ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// The source.
+    pub source: SourceName,
+    /// As [`LogOptions::log_keep`].
+    pub keep: Option<Duration>,
+    /// As [`LogOptions::log_bytes`].
+    pub bytes: Option<u64>,
+    /// As [`LogOptions::log_bytes_max`].
+    pub bytes_max: Option<u64>,
+}
+
+impl FromStr for SourceLimits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected SOURCE:keep=30d,bytes=10GiB,bytes-max=20GiB";
+        let (source, limits) = text.trim().split_once(':').ok_or(EXPECTED)?;
+        let source = source.parse().map_err(|error| format!("{error}; {EXPECTED}"))?;
+        let mut found = Self { source, keep: None, bytes: None, bytes_max: None };
+        for limit in limits.split(',') {
+            let (name, value) = limit.split_once('=').ok_or(EXPECTED)?;
+            match name.trim() {
+                "keep" => {
+                    found.keep = Some(duration(value).map_err(|error| format!("keep: {error}"))?);
+                }
+                "bytes" => found.bytes = Some(bytes(value)?),
+                "bytes-max" => found.bytes_max = Some(bytes(value)?),
+                other => return Err(format!("unknown limit \"{other}\": {EXPECTED}")),
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// The HTTP server.
 #[derive(Debug, Clone, Args)]
 pub struct HttpOptions {
@@ -124,11 +187,11 @@ macro_rules! default_from_flags {
         }
     )*};
 }
-default_from_flags!(PostgresOptions, CaptureOptions, HttpOptions);
+default_from_flags!(PostgresOptions, CaptureOptions, LogOptions, HttpOptions);
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use super::*;
 
     #[test]
     fn bytes_are_read_with_their_unit() {
@@ -139,6 +202,17 @@ mod tests {
         }
         for text in ["", "MiB", "-1", "1.5GiB", "1GB", "99999999TiB"] {
             assert!(bytes(text).unwrap_err().contains("64MiB"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_may_have_its_own_limits() {
+        let limits: SourceLimits = "shop:keep=30d,bytes=10GiB".parse().unwrap();
+        assert_eq!(limits.source.as_str(), "shop");
+        assert_eq!(limits.keep, Some(Duration::from_secs(30 * 24 * 60 * 60)));
+        assert_eq!((limits.bytes, limits.bytes_max), (Some(10 << 30), None));
+        for text in ["shop", "shop:", "shop:age=1d", "shop:keep=1", "Shop!:keep=1d"] {
+            assert!(text.parse::<SourceLimits>().is_err(), "{text}");
         }
     }
 }

@@ -11,11 +11,15 @@
 //!
 //! Invariants: at least one change; positions strictly increase; each change is one line.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Deserialize;
 
-use super::{Error, chunk};
+use super::key::KeyColumns;
+use super::{Digest, Error, chunk};
 use crate::vocab::{DatasetId, Op, Position};
 
 /// What a reader chooses a change by.
@@ -32,11 +36,40 @@ pub struct Entry {
 }
 
 /// A run of encoded changes. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Batch {
     entries: Vec<Entry>,
     datasets: Vec<DatasetId>,
     data: Bytes,
+    hints: Hints,
+}
+
+/// Batches are equal that have the same changes; what was noted beside them is not kept for ever.
+impl PartialEq for Batch {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.entries, &self.data) == (&other.entries, &other.data)
+    }
+}
+
+impl Eq for Batch {}
+
+/// What whoever encoded the changes knew beside them, for the store to find them by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hints {
+    /// Earliest and latest commit of a change, in milliseconds since 1970, where it was told.
+    pub(super) committed: Option<(i64, i64)>,
+    /// The marks of changes.
+    pub(super) marked: Vec<Marked>,
+}
+
+/// Changes of one dataset that were marked with their keys.
+#[derive(Debug, Clone)]
+pub(super) struct Marked {
+    pub(super) dataset: DatasetId,
+    pub(super) columns: Arc<KeyColumns>,
+    /// How many changes.
+    pub(super) changes: usize,
+    pub(super) marks: Vec<u64>,
 }
 
 impl Batch {
@@ -62,7 +95,7 @@ impl Batch {
         let mut datasets: Vec<_> = entries.iter().map(|entry| entry.dataset).collect();
         datasets.sort_unstable();
         datasets.dedup();
-        Ok(Self { entries, datasets, data })
+        Ok(Self { entries, datasets, data, hints: Hints::default() })
     }
 
     /// How many changes there are.
@@ -88,6 +121,12 @@ impl Batch {
             + self.entries.len() * size_of::<Entry>()
             + self.datasets.len() * size_of::<DatasetId>()
             + self.data.len()
+            + self
+                .hints
+                .marked
+                .iter()
+                .map(|it| 64 + it.marks.len() * size_of::<u64>())
+                .sum::<usize>()
             + OVERHEAD
     }
 
@@ -99,6 +138,17 @@ impl Batch {
     /// Position of the last change.
     pub fn last(&self) -> Position {
         self.entries.last().map_or(Position::MIN, |entry| entry.position)
+    }
+
+    /// The columns that its changes of this dataset are marked with, if any are.
+    pub(super) fn key_columns(&self, dataset: DatasetId) -> Option<&KeyColumns> {
+        let marked = self.hints.marked.iter().rev().find(|it| it.dataset == dataset);
+        marked.map(|it| it.columns.as_ref())
+    }
+
+    /// What was noted beside the changes.
+    pub(super) fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     /// The datasets it has changes of, sorted, each once.
@@ -144,6 +194,42 @@ impl Batch {
         self.entries.partition_point(|entry| entry.position <= position)
     }
 
+    /// Index of the first change committed at or after this time, in milliseconds since 1970;
+    /// `None` when no line tells of one.
+    pub(super) fn index_committed_at(&self, at_ms: i64) -> Option<usize> {
+        #[derive(Deserialize)]
+        struct Line {
+            source: Origin,
+        }
+        #[derive(Deserialize)]
+        struct Origin {
+            ts_ms: i64,
+        }
+        self.entries(0..self.len()).position(|(_, json)| {
+            serde_json::from_slice::<Line>(json).is_ok_and(|line| line.source.ts_ms >= at_ms)
+        })
+    }
+
+    /// How many changes each dataset has, and their digest. Sorted.
+    pub(super) fn sums(&self) -> BTreeMap<DatasetId, (u64, Digest)> {
+        self.sums_between(Position::MIN, Position::MAX)
+    }
+
+    /// The same of the changes from `from`, exclusive, to `to`, inclusive.
+    pub(super) fn sums_between(
+        &self,
+        from: Position,
+        to: Position,
+    ) -> BTreeMap<DatasetId, (u64, Digest)> {
+        let mut sums = BTreeMap::<DatasetId, (u64, Digest)>::new();
+        for (entry, json) in self.entries(self.index_after(from)..self.index_after(to)) {
+            let (changes, digest) = sums.entry(entry.dataset).or_default();
+            *changes += 1;
+            *digest += Digest::of_line(json);
+        }
+        sums
+    }
+
     /// The changes in `range` as newline-delimited JSON, not copied. The range is cut to what
     /// there is.
     pub fn lines(&self, range: Range<usize>) -> Bytes {
@@ -168,6 +254,9 @@ pub struct BatchBuilder {
     entries: Vec<Entry>,
     datasets: Vec<DatasetId>,
     data: Vec<u8>,
+    /// The commit of the changes pushed next.
+    commit_ms: Option<i64>,
+    hints: Hints,
 }
 
 impl BatchBuilder {
@@ -212,7 +301,35 @@ impl BatchBuilder {
         if self.datasets.last() != Some(&dataset) {
             self.datasets.push(dataset);
         }
+        if let Some(at) = self.commit_ms {
+            let (from, upto) = self.hints.committed.unwrap_or((at, at));
+            self.hints.committed = Some((from.min(at), upto.max(at)));
+        }
         Ok(())
+    }
+
+    /// Says when the changes pushed from here on were committed, in milliseconds since 1970.
+    pub fn committed(&mut self, at_ms: i64) {
+        self.commit_ms = Some(at_ms);
+    }
+
+    /// Marks the change pushed last with its key: the marks of all values that its images have in
+    /// these columns ([`KeyColumns::mark`]). Only a dataset whose changes are all marked can have
+    /// chunks skipped by readers of one row.
+    pub fn mark(&mut self, dataset: DatasetId, columns: &Arc<KeyColumns>, marks: &[u64]) {
+        let same = |it: &&mut Marked| it.dataset == dataset && Arc::ptr_eq(&it.columns, columns);
+        match self.hints.marked.iter_mut().rev().find(same) {
+            Some(marked) => {
+                marked.changes += 1;
+                marked.marks.extend_from_slice(marks);
+            }
+            None => self.hints.marked.push(Marked {
+                dataset,
+                columns: Arc::clone(columns),
+                changes: 1,
+                marks: marks.to_vec(),
+            }),
+        }
     }
 
     /// The batch of all that was pushed, or `None`; the builder is empty afterwards.
@@ -229,6 +346,7 @@ impl BatchBuilder {
             entries: self.entries.as_slice().into(),
             datasets: self.datasets.as_slice().into(),
             data: Bytes::copy_from_slice(&self.data),
+            hints: std::mem::take(&mut self.hints),
         };
         self.entries.clear();
         self.datasets.clear();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use chrono::Utc;
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -10,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::error::chain;
 use super::ring::{Found, Interest, Ring, Wanted};
 use super::{Batch, Error};
-use crate::vocab::{Lsn, Position, SourceId};
+use crate::vocab::{DatasetId, Lsn, Position, SourceId};
 
 /// Memory a source's live tail may take, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +47,8 @@ struct State {
     failure: Option<Error>,
     /// What the store said last, while it fails.
     trouble: Option<String>,
+    /// The first chunk found broken: what is whole before it, and what was said of it.
+    broken: Option<(Position, String)>,
 }
 
 /// Which LSN may be confirmed once how many of a writer's batches are durable.
@@ -100,6 +103,7 @@ impl Live {
                 written: false,
                 failure: None,
                 trouble: None,
+                broken: None,
             }),
         }
     }
@@ -184,6 +188,11 @@ impl Live {
         self.meters.pending.set(state.ring.pending_bytes() as f64);
         drop(state);
         self.meters.durable.increment(batches.iter().map(|batch| batch.len() as u64).sum());
+        let now_ms = Utc::now().timestamp_millis();
+        for (_, committed) in batches.iter().filter_map(|batch| batch.hints().committed) {
+            let took = now_ms.saturating_sub(committed).max(0) as f64 / 1000.0;
+            self.meters.commit_to_durable_seconds.record(took);
+        }
         self.room.notify_one();
     }
 
@@ -194,7 +203,48 @@ impl Live {
 
     /// What keeps batches from becoming durable at present.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.state.lock().trouble.clone()
+        let state = self.state.lock();
+        let broken = || state.broken.as_ref().map(|(_, reason)| reason.clone());
+        state.trouble.clone().or_else(broken)
+    }
+
+    /// Something stored is not what it was, at or after `after`. Said until a look at it finds it
+    /// whole.
+    pub(super) fn found_broken(&self, after: Position, reason: String) {
+        let mut state = self.state.lock();
+        if state.broken.as_ref().is_none_or(|(_, known)| *known != reason) {
+            self.meters.broken.increment(1);
+            tracing::error!(source.id = self.source.0, reason, "the log is damaged");
+            state.broken = Some((after, reason));
+        }
+    }
+
+    /// What lies between was looked at and is whole.
+    pub(super) fn found_whole(&self, from: Position, upto: Position) {
+        let mut state = self.state.lock();
+        state.broken.take_if(|(after, _)| from <= *after && *after < upto);
+    }
+
+    /// The place before the first change in memory after `after` that was committed at or after
+    /// this time.
+    pub(super) fn position_at(&self, after: Position, at_ms: i64) -> Option<Position> {
+        let batches = self.state.lock().ring.all();
+        batches.iter().find_map(|batch| {
+            let late = batch.hints().committed.is_none_or(|(_, upto)| upto >= at_ms);
+            if !late || batch.last() <= after {
+                return None;
+            }
+            let index = batch.index_committed_at(at_ms)?;
+            let (entry, _) = batch.entry(index)?;
+            (entry.position > after).then(|| entry.position.before())
+        })
+    }
+
+    /// The columns that the newest changes of a dataset in memory are marked with.
+    pub(super) fn key_columns(&self, dataset: DatasetId) -> Option<Vec<String>> {
+        let batches = self.state.lock().ring.all();
+        let mut newest = batches.iter().rev();
+        newest.find_map(|batch| Some(batch.key_columns(dataset)?.names().to_vec()))
     }
 
     /// Nothing more will become durable: the writer is told why when it appends.
@@ -235,6 +285,8 @@ pub(super) struct Meters {
     pub(super) pending: Gauge,
     pub(super) append_seconds: Histogram,
     pub(super) append_errors: Counter,
+    pub(super) commit_to_durable_seconds: Histogram,
+    pub(super) broken: Counter,
 }
 
 impl Meters {
@@ -245,7 +297,9 @@ impl Meters {
             durable: metrics::counter!("cadastre_log_durable_changes_total", "source" => label.clone()),
             pending: metrics::gauge!("cadastre_log_pending_bytes", "source" => label.clone()),
             append_seconds: metrics::histogram!("cadastre_log_append_seconds", "source" => label.clone()),
-            append_errors: metrics::counter!("cadastre_log_append_errors_total", "source" => label),
+            append_errors: metrics::counter!("cadastre_log_append_errors_total", "source" => label.clone()),
+            commit_to_durable_seconds: metrics::histogram!("cadastre_log_commit_to_durable_seconds", "source" => label.clone()),
+            broken: metrics::counter!("cadastre_log_broken_chunks_total", "source" => label),
         }
     }
 }

@@ -21,25 +21,35 @@
 mod batch;
 mod chunk;
 mod contract;
+mod digest;
 mod error;
+mod filter;
 mod gap;
+mod key;
 mod live;
 mod memory;
 mod reader;
+mod retention;
 mod ring;
 mod store;
 mod tail;
 mod writer;
 
 pub use batch::{Batch, BatchBuilder, Entry};
-pub use contract::{Extent, Page, Store};
+pub use contract::{Broken, Day, Extent, Page, Proof, Protection, Store, Totals};
+pub use digest::Digest;
 pub use error::Error;
 pub use gap::{GAP_SCHEMA, Gap, GapReason};
+pub use key::{Key, KeyColumns, KeyError};
 pub use memory::MemoryStore;
 pub use reader::{Reader, Slice, Start};
+pub use retention::{Policies, Policy, Retention};
 pub use store::PostgresStore;
 pub use tail::{Bounds, Log};
 pub use writer::Writer;
 
+#[cfg(test)]
+#[macro_use]
+mod delegate;
 #[cfg(test)]
 mod tests;

@@ -17,9 +17,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::live::Live;
 use super::ring::{Found, Interest, Wanted};
-use super::{Batch, Entry, Error, Extent, Page, Store};
+use super::{Batch, Entry, Error, Extent, Key, Page, Store};
 use crate::vocab::limits::BATCH_BYTES_MAX;
-use crate::vocab::{Position, Retry, SourceId};
+use crate::vocab::{DatasetId, Position, Retry, SourceId};
 
 /// Encoded bytes in one slice, about: what a consumer holds at a time. A larger change comes alone.
 const SLICE_BYTES_MAX: usize = 64 * 1024;
@@ -27,6 +27,9 @@ const SLICE_BYTES_MAX: usize = 64 * 1024;
 /// Readers that may query the store at the same time: fewer than the pool has connections, so that
 /// appends find one whatever the number of readers.
 const HISTORY_READS_MAX: usize = 4;
+
+/// How often a reader with an end looks whether it has passed.
+const END_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest that a reader keeps asking a store that fails, before its consumer is told.
 const HISTORY_PATIENCE: Duration = Duration::from_secs(30);
@@ -57,6 +60,10 @@ pub struct Reader {
     page: VecDeque<Arc<Batch>>,
     /// How far the store has been examined with that page.
     examined: Position,
+    /// The only row that is wanted.
+    row: Option<(DatasetId, Arc<Key>)>,
+    /// The last position that is wanted.
+    until: Option<Position>,
 }
 
 impl Reader {
@@ -70,7 +77,8 @@ impl Reader {
             (Start::Now | Start::Earliest, _) => (Some(start), Position::MIN),
         };
         let (page, examined) = (VecDeque::new(), Position::MIN);
-        Self { live, interest, wake, history, start, position, page, examined }
+        let (row, until) = (None, None);
+        Self { live, interest, wake, history, start, position, page, examined, row, until }
     }
 
     /// The position examined up to: a new reader that starts after it goes on without a seam.
@@ -100,23 +108,54 @@ impl Reader {
         Ok(self.position)
     }
 
-    /// The next changes of the wanted datasets, at least one; waits for them at the tail.
+    /// Leaves out what the store can tell not to concern this row of the dataset, which must be the
+    /// only one wanted. What is given may still hold changes of other rows.
+    pub fn only_row(&mut self, dataset: DatasetId, key: Arc<Key>) {
+        self.row = Some((dataset, key));
+    }
+
+    /// Ends after this position, inclusive.
+    pub fn end_at(&mut self, until: Position) {
+        self.until = Some(until);
+    }
+
+    /// Goes on after this position, whatever lies between.
+    pub fn skip_to(&mut self, position: Position) {
+        self.page.clear();
+        self.examined = Position::MIN;
+        self.position = self.position.max(position);
+    }
+
+    /// As [`Reader::try_next`], for a reader without an end; one that has reached its end waits for
+    /// ever.
+    pub async fn next(&mut self) -> Result<Slice, Error> {
+        match self.try_next().await? {
+            Some(slice) => Ok(slice),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The next changes of the wanted datasets, at least one; waits for them at the tail. `None`
+    /// when everything up to the end that was set has been given.
     /// Cancel-safe: what a dropped call would have given, the next one gives.
     ///
     /// [`Error::Trimmed`] when the log has lost changes after the position; [`Error::Database`]
     /// when the store has failed for long. Calling again goes on where it was.
-    pub async fn next(&mut self) -> Result<Slice, Error> {
+    pub async fn try_next(&mut self) -> Result<Option<Slice>, Error> {
         self.locate().await?;
         loop {
+            if self.until.is_some_and(|until| self.position >= until) {
+                return Ok(None);
+            }
             // A reader that always finds something would otherwise never let others run.
             tokio::task::consume_budget().await;
             if let Some(slice) = self.next_of_page() {
-                return Ok(slice);
+                return Ok(Some(slice));
             }
             self.wake.mark_unchanged();
             let idle = match self.live.find(&self.interest, self.position) {
                 Found::Batch(batch) => match self.cut(&batch) {
-                    Some(slice) => return Ok(slice),
+                    Some(slice) => return Ok(Some(slice)),
                     None => false,
                 },
                 Found::Nothing(examined) => {
@@ -125,10 +164,21 @@ impl Reader {
                 }
                 Found::Behind => !self.turn_page().await?,
             };
-            if idle && self.wake.changed().await.is_err() {
-                return Err(Error::Stopped);
+            if idle {
+                self.wait().await?;
             }
         }
+    }
+
+    /// Waits until there may be something new. A reader with an end looks by itself now and then:
+    /// others' changes, by which it sees that the end has passed, do not wake it.
+    async fn wait(&mut self) -> Result<(), Error> {
+        let changed = self.wake.changed();
+        let woken = match self.until {
+            None => changed.await,
+            Some(_) => tokio::time::timeout(END_LOOKED_FOR_EVERY, changed).await.unwrap_or(Ok(())),
+        };
+        woken.map_err(|_| Error::Stopped)
     }
 
     /// The next wanted changes of the page; `None` when it is used up.
@@ -146,7 +196,14 @@ impl Reader {
     /// Loads the next page from the store. Whether there was anything new.
     async fn turn_page(&mut self) -> Result<bool, Error> {
         let wanted = self.interest.wanted();
-        let page = self.history.read(self.live.source, self.position, wanted).await?;
+        let row = self.row.as_ref();
+        let page = match self.history.read(self.live.source, self.position, wanted, row).await {
+            Err(Error::Corrupt { reason }) => {
+                self.live.found_broken(self.position, reason.clone());
+                return Err(Error::Corrupt { reason });
+            }
+            page => page?,
+        };
         self.page = page.batches.into();
         self.examined = page.examined;
         Ok(page.examined > self.position)
@@ -159,6 +216,9 @@ impl Reader {
         let from = batch.index_after(self.position);
         let (mut range, mut bytes, mut all_match) = (from..from, 0, true);
         for (index, (entry, json)) in (from..).zip(batch.entries(from..batch.len())) {
+            if self.until.is_some_and(|until| entry.position > until) {
+                break;
+            }
             if !wanted.has(entry.dataset) {
                 continue;
             }
@@ -197,6 +257,12 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// A slice of one event that is in no log: what is told to one reader alone.
+    pub fn of_one(batch: Batch) -> Self {
+        let range = 0..batch.len();
+        Self { batch: Arc::new(batch), range, all_match: true, wanted: Wanted::new(None) }
+    }
+
     /// The wanted changes in order: each with its JSON object without the newline, not copied.
     pub fn iter(&self) -> impl Iterator<Item = (Entry, Bytes)> {
         self.range
@@ -241,10 +307,16 @@ impl History {
         source: SourceId,
         after: Position,
         wanted: &Wanted,
+        row: Option<&(DatasetId, Arc<Key>)>,
     ) -> Result<Page, Error> {
         let read = async || {
             let _place = self.places.acquire().await.map_err(|_closed| Error::Stopped)?;
-            self.store.read(source, after, wanted.datasets(), BATCH_BYTES_MAX).await
+            match row {
+                Some((dataset, key)) => {
+                    self.store.read_row(source, after, *dataset, key, BATCH_BYTES_MAX).await
+                }
+                None => self.store.read(source, after, wanted.datasets(), BATCH_BYTES_MAX).await,
+            }
         };
         read.retry(patience()).when(may_pass).await
     }

@@ -150,6 +150,11 @@ impl Ring {
         self.floor.map(|_| self.last)
     }
 
+    /// Everything held, oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<Batch>> {
+        self.batches.iter().cloned().collect()
+    }
+
     /// Oldest change held.
     pub(super) fn first(&self) -> Option<Position> {
         self.batches.front().map(|batch| batch.first())

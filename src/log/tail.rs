@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -11,9 +12,12 @@ use super::live::{Budget, Live};
 use super::reader::History;
 use super::ring::Wanted;
 use super::writer::{Flush, Place};
-use super::{Error, Reader, Start, Store, Writer};
+use super::{Error, Extent, GapReason, Proof, Reader, Start, Store, Totals, Writer};
 use crate::task::Tasks;
 use crate::vocab::{DatasetId, Position, SourceId, limits};
+
+/// Stored bytes that one proof reads: a second's work or so.
+const PROOF_BYTES: usize = 32 * 1024 * 1024;
 
 /// The first and last position a source's log holds, both inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,7 @@ impl Log {
         let live = inner.live(source);
         let place = Place::claim(Arc::clone(&live))?;
         let seat = Arc::clone(&live.seat).lock_owned().await;
+        inner.store.prepare().await?;
         let durable = inner.store.extent(source).await?.last;
         let (gone, stop) = (CancellationToken::new(), inner.tasks.stopping());
         let writer = Writer::open(place, durable, gone.clone().drop_guard(), stop.clone());
@@ -96,7 +101,92 @@ impl Log {
         Ok(first.map(|first| Bounds { first, last }))
     }
 
-    /// Why appended changes of a source do not become durable at present, if so.
+    /// The place to read after in order to begin with the first change committed at or after `at`;
+    /// the newest position when there is none yet. [`Error::Trimmed`] when some may be gone.
+    pub async fn position_at(
+        &self,
+        source: SourceId,
+        at: DateTime<Utc>,
+    ) -> Result<Position, Error> {
+        let live = self.inner.live(source);
+        if let Some(position) = self.inner.store.position_at(source, at).await? {
+            return Ok(position);
+        }
+        let durable = self.inner.store.extent(source).await?.last;
+        let found = live.position_at(durable, at.timestamp_millis());
+        Ok(found.unwrap_or_else(|| live.ends().1.map_or(durable, |newest| newest.max(durable))))
+    }
+
+    /// The newest position of a source, durable or not.
+    pub async fn newest(&self, source: SourceId) -> Result<Position, Error> {
+        match self.inner.live(source).ends() {
+            (_, Some(newest)) => Ok(newest),
+            (_, None) => Ok(self.inner.store.extent(source).await?.last),
+        }
+    }
+
+    /// The columns by which one row of a dataset is found, as far as its changes tell.
+    pub async fn key_columns(
+        &self,
+        source: SourceId,
+        dataset: DatasetId,
+    ) -> Result<Option<Vec<String>>, Error> {
+        if let Some(columns) = self.inner.live(source).key_columns(dataset) {
+            return Ok(Some(columns));
+        }
+        self.inner.store.key_columns(source, dataset).await
+    }
+
+    /// Why the source's log was cut the last time.
+    pub async fn cut_reason(&self, source: SourceId) -> Result<GapReason, Error> {
+        self.inner.store.cut_reason(source).await
+    }
+
+    /// What the source's log has ever held.
+    pub async fn totals(&self, source: SourceId) -> Result<Totals, Error> {
+        self.inner.store.totals(source).await
+    }
+
+    /// What a source's log has and had.
+    pub async fn extent(&self, source: SourceId) -> Result<Extent, Error> {
+        self.inner.store.extent(source).await
+    }
+
+    /// Keeps what follows `position` for `holder`: retention does not cut it, short of the hard
+    /// limit of size. Said again with each step forward.
+    pub async fn protect(
+        &self,
+        source: SourceId,
+        holder: &str,
+        position: Position,
+    ) -> Result<(), Error> {
+        self.inner.store.protect(source, holder, position).await
+    }
+
+    /// `holder` no longer wants anything kept.
+    pub async fn unprotect(&self, source: SourceId, holder: &str) -> Result<(), Error> {
+        self.inner.store.unprotect(source, holder).await
+    }
+
+    /// Reads what lies between two positions again, computes everything anew, and remembers what is
+    /// broken until it has been seen whole.
+    pub async fn prove(
+        &self,
+        source: SourceId,
+        from: Position,
+        to: Position,
+    ) -> Result<Proof, Error> {
+        let proof = self.inner.store.prove(source, from, to, PROOF_BYTES).await?;
+        let live = self.inner.live(source);
+        match &proof.broken {
+            Some(broken) => live.found_broken(broken.after, broken.to_string()),
+            None => live.found_whole(proof.from, proof.upto),
+        }
+        Ok(proof)
+    }
+
+    /// Why appended changes of a source do not become durable at present, if so, or what is broken
+    /// in its log.
     pub fn trouble(&self, source: SourceId) -> Option<String> {
         self.inner.live(source).trouble()
     }

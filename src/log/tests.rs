@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -100,13 +101,7 @@ impl Store for Scripted {
         })
     }
 
-    fn extent(&self, source: SourceId) -> BoxFuture<'_, Result<Extent, Error>> {
-        self.inner.extent(source)
-    }
-
-    fn trim(&self, source: SourceId, upto: Position) -> BoxFuture<'_, Result<(), Error>> {
-        self.inner.trim(source, upto)
-    }
+    rest_by!(inner);
 }
 
 fn log_on(store: &Arc<Scripted>, tasks: &Tasks, budget: Budget) -> Log {
@@ -403,12 +398,7 @@ async fn a_reader_bears_a_store_that_fails_for_a_while() {
             let error = Error::Database { retry: Retry::Later, source: "restarting".into() };
             Box::pin(std::future::ready(Err(error)))
         }
-        fn extent(&self, source: SourceId) -> BoxFuture<'_, Result<Extent, Error>> {
-            self.0.extent(source)
-        }
-        fn trim(&self, source: SourceId, upto: Position) -> BoxFuture<'_, Result<(), Error>> {
-            self.0.trim(source, upto)
-        }
+        rest_by!(0);
     }
     let store = Flaky(MemoryStore::default(), Mutex::new(2));
     store.append(SHOP, &[Arc::new(batch(&[(1, 1)], 0))]).await.unwrap();

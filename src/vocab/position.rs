@@ -108,6 +108,12 @@ impl Position {
         Self { epoch, lsn, ordinal }
     }
 
+    /// A position before this one, and not before what precedes it in the log: ordinals count from
+    /// 1, so that there is one before the first.
+    pub const fn before(self) -> Self {
+        Self { ordinal: self.ordinal.saturating_sub(1), ..self }
+    }
+
     /// The slot generation.
     pub const fn epoch(self) -> Epoch {
         self.epoch

@@ -2,12 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "where it fails the test has")]
 
 mod conformance;
+mod days;
+mod finding;
 mod postgres;
+mod proof;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use cadastre::log::{Batch, BatchBuilder, Store};
+use cadastre::log::{Batch, BatchBuilder, KeyColumns, Store};
 use cadastre::vocab::{DatasetId, Epoch, Lsn, Op, Position, SourceId};
 
 /// The n-th position, three changes to a transaction.
@@ -36,6 +39,27 @@ fn batch(changes: &[(u64, i32)], bytes: usize) -> Arc<Batch> {
                 Ok::<_, Infallible>(())
             })
             .unwrap();
+    }
+    Arc::new(builder.finish().unwrap())
+}
+
+/// A batch of `(n, dataset, row, time of commit)`: changes of keyed rows that tell all of it.
+fn told(changes: &[(u64, i32, u64, i64)]) -> Arc<Batch> {
+    let columns = Arc::new(KeyColumns::new(vec!["id".to_owned()]));
+    let mut builder = BatchBuilder::new();
+    for (n, dataset, row, at_ms) in changes {
+        let json = format!(
+            "{{\"op\":\"c\",\"after\":{{\"id\":{row}}},\"source\":{{\"ts_ms\":{at_ms}}},\"ts_ms\":{n},\"n\":{n}}}"
+        );
+        builder.committed(*at_ms);
+        builder
+            .push(position(*n), DatasetId(*dataset), Op::Create, |out| {
+                out.extend_from_slice(json.as_bytes());
+                Ok::<_, Infallible>(())
+            })
+            .unwrap();
+        let mark = columns.mark(0, row.to_string().as_bytes()).unwrap();
+        builder.mark(DatasetId(*dataset), &columns, &[mark]);
     }
     Arc::new(builder.finish().unwrap())
 }

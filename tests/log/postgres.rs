@@ -1,5 +1,6 @@
 //! The log in PostgreSQL: its contract, its rows, and PostgreSQL going away under it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::support::{Cluster, WAIT, eventually};
 
 const SHOP: SourceId = SourceId(1);
 
-async fn migrated(cluster: &Cluster) -> PostgresStore {
+pub(super) async fn migrated(cluster: &Cluster) -> PostgresStore {
     let (target, options) = (cluster.target("postgres"), PostgresOptions::default());
     migrate(&target, &options).await.unwrap();
     PostgresStore::new(Pool::new(&target, &options).unwrap())
@@ -142,4 +143,45 @@ async fn killed_sessions_in_the_middle_of_appends_neither_lose_nor_double() {
     let kept = changes(&read_all(&*store, SHOP, Position::MIN, None, 1 << 20).await);
     let expected: Vec<_> = (1..=200).map(position).collect();
     assert_eq!(kept.iter().map(|change| change.0).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn a_log_from_before_there_were_days_is_carried_over() {
+    let cluster = Cluster::start().await;
+    let store = migrated(&cluster).await;
+    let client = cluster.connect("postgres").await;
+    client.batch_execute("SET search_path = cadastre_registry").await.unwrap();
+    let days = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/2026-11-26-000500_log_days");
+    let step = |name: &str| {
+        let sql = std::fs::read_to_string(days.join(name)).unwrap();
+        format!("BEGIN; {sql} COMMIT;")
+    };
+    client.batch_execute(&step("down.sql")).await.unwrap();
+    let old = [batch(&[(1, 1), (2, 2)], 100), batch(&[(3, 1)], 5000)];
+    for (batch, days) in old.iter().zip([2, 0]) {
+        let sql = format!(
+            "INSERT INTO log_chunks VALUES (1, $1, $2, {}, {}, $3, $4, now() - interval '{days} days')",
+            batch.len(),
+            batch.bytes_len()
+        );
+        let datasets: Vec<i32> = batch.datasets().iter().map(|id| id.0).collect();
+        let (first, last) = (batch.first().to_string(), batch.last().to_string());
+        client.execute(&sql, &[&first, &last, &datasets, &batch.compress()]).await.unwrap();
+    }
+    let ends = "INSERT INTO log_ends VALUES (1, $1, $2)";
+    let (end, none) = (position(3).to_string(), Position::MIN.to_string());
+    client.execute(ends, &[&end, &none]).await.unwrap();
+    client.batch_execute(&step("up.sql")).await.unwrap();
+
+    store.append(SHOP, &[batch(&[(4, 1)], 100)]).await.unwrap();
+    let kept = changes(&read_all(&store, SHOP, Position::MIN, None, 1 << 20).await);
+    assert_eq!(kept.iter().map(|it| it.0).collect::<Vec<_>>(), [1, 2, 3, 4].map(position));
+    let two = read_all(&store, SHOP, Position::MIN, Some(&[DatasetId(2)]), 1 << 20).await;
+    assert_eq!(changes(&two).len(), 2, "one chunk, with both datasets");
+    let proof = store.prove(SHOP, Position::MIN, Position::MAX, 1 << 20).await.unwrap();
+    assert_eq!((proof.chunks, proof.complete, proof.broken), (3, true, None));
+    let days = store.days().await.unwrap();
+    assert_eq!(days.iter().map(|day| day.changes).collect::<Vec<_>>(), [2, 2]);
+    let totals = store.totals(SHOP).await.unwrap();
+    assert_eq!((totals.changes, totals.held), (4, 4));
 }

@@ -35,8 +35,9 @@ use super::attribute::{
 use super::catalog::Types;
 use super::decode::{Message, Old, Relation, Truncate, Tuple};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
+use super::mark::Marks;
 use super::relation::{Database, PreparedRelation, Table, is_verified};
-use crate::log::BatchBuilder;
+use crate::log::{BatchBuilder, KeyColumns};
 use crate::registry::{NewViolation, Snapshot};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Op, Position, RoleName, ServiceName, SourceId, SourceName,
@@ -57,6 +58,12 @@ pub trait Sink {
         op: Op,
         encode: impl FnOnce(&mut Vec<u8>),
     );
+
+    /// The changes pushed from here on were committed then, in milliseconds since 1970.
+    fn committed(&mut self, _at_ms: i64) {}
+
+    /// The change pushed last has these marks in its key columns.
+    fn mark(&mut self, _dataset: DatasetId, _columns: &Arc<KeyColumns>, _marks: &[u64]) {}
 }
 
 impl Sink for BatchBuilder {
@@ -71,6 +78,14 @@ impl Sink for BatchBuilder {
             encode(out);
             Ok::<(), Infallible>(())
         });
+    }
+
+    fn committed(&mut self, at_ms: i64) {
+        Self::committed(self, at_ms);
+    }
+
+    fn mark(&mut self, dataset: DatasetId, columns: &Arc<KeyColumns>, marks: &[u64]) {
+        Self::mark(self, dataset, columns, marks);
     }
 }
 
@@ -190,6 +205,8 @@ pub struct Assembler {
     transaction: Transaction,
     /// The latest writes that were let through: transaction, dataset, role.
     let_through: VecDeque<[String; 3]>,
+    /// The marks of the last change.
+    marks: Marks,
 }
 
 impl Assembler {
@@ -203,6 +220,7 @@ impl Assembler {
             tables: HashMap::new(),
             transaction: Transaction::default(),
             let_through: VecDeque::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -247,6 +265,7 @@ impl Assembler {
                     return out_of_order(wal, "a transaction begins inside another");
                 }
                 self.transaction.parts.begin(self.origin.epoch, final_lsn, xid, committed);
+                sink.committed(committed.unix_ms());
                 self.transaction.is_open = true;
                 self.transaction.commit = final_lsn;
                 self.transaction.ordinal = 0;
@@ -368,6 +387,9 @@ impl Assembler {
         let event =
             Event { relation, transaction: &transaction.parts, ordinal, op, rows, now_ms, writer };
         sink.push(position, relation.dataset, op, |out| event.write(out));
+        if let Some((columns, marks)) = self.marks.of(relation, rows) {
+            sink.mark(relation.dataset, columns, marks);
+        }
         self.transaction.pushed += 1;
         Ok(())
     }

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use super::super::client::{Client, ClientOptions};
 use super::super::error::Error;
 use crate::app::{self, App};
-use crate::config::{CaptureOptions, HttpOptions, PostgresOptions};
+use crate::config::{CaptureOptions, HttpOptions, LogOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
 use crate::pg::{Connection, Target};
 
@@ -103,6 +103,7 @@ impl Stage {
             http: HttpOptions { listen: listen.to_owned(), ..HttpOptions::default() },
             postgres: waits,
             capture: CaptureOptions::default(),
+            log: LogOptions::default(),
         };
         let app = App::start(options.clone()).await?;
         options.http.listen = app.addr().to_string();
