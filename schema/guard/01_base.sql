@@ -21,6 +21,10 @@ END $$;
 
 CREATE SCHEMA IF NOT EXISTS cadastre AUTHORIZATION cadastre;
 GRANT USAGE ON SCHEMA cadastre TO PUBLIC;
+-- Holds the trigger's function alone. It can be in nobody's search_path, so that the call stack names
+-- the function in full, whatever a session has set: see called_by() in 02_note.sql.
+CREATE SCHEMA IF NOT EXISTS cadastre_guard AUTHORIZATION cadastre;
+REVOKE ALL ON SCHEMA cadastre_guard FROM PUBLIC;
 
 -- What is governed here: written in the transaction that installs the guard.
 CREATE TABLE IF NOT EXISTS cadastre.dataset (
@@ -28,10 +32,21 @@ CREATE TABLE IF NOT EXISTS cadastre.dataset (
   name       text NOT NULL,
   owner      text NOT NULL,
   owner_role name NOT NULL,
-  mode       text NOT NULL CHECK (mode IN ('observe', 'enforce'))
+  mode       text NOT NULL
 );
+ALTER TABLE cadastre.dataset
+  DROP CONSTRAINT IF EXISTS dataset_mode_check,
+  ADD CONSTRAINT dataset_mode_check CHECK (mode IN ('observe', 'enforce', 'lockdown'));
 ALTER TABLE cadastre.dataset OWNER TO cadastre;
 GRANT SELECT ON cadastre.dataset TO PUBLIC;
+
+-- The group roles that stand for services here, by OID: a name alone is easily imitated.
+CREATE TABLE IF NOT EXISTS cadastre.service (
+  group_role oid PRIMARY KEY,
+  name       text NOT NULL
+);
+ALTER TABLE cadastre.service OWNER TO cadastre;
+GRANT SELECT ON cadastre.service TO PUBLIC;
 
 -- Transactions that install or repair guards: their DDL is not an attempt. Each removes its row
 -- before it commits, and only superusers and cadastre can write one.

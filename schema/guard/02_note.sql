@@ -13,17 +13,34 @@
 --
 -- These functions run as cadastre, the only role that may emit messages. They can be called by
 -- anyone, so they look at who called them: the second line of the call stack must be the guard
--- itself. The guard runs only as a trigger, and triggers with it are made by superusers only. A
--- quotation mark in that line would mean a function whose name imitates it.
+-- itself. The guard runs only as a trigger, and triggers with it are made by superusers only.
+--
+-- Such a line reads `words name(arguments) words number words statement`. The words are of the
+-- server's language: they are compared with those of the first line, which is our own. Lines of other
+-- kinds may hold a name of the caller's making, unquoted (COPY names its table so), but have other
+-- words, and a number after the name. A session may have quote_all_identifiers on.
 
 CREATE OR REPLACE FUNCTION cadastre.called_by(stack text, caller text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE line text := split_part(stack, E'\n', 2);
+DECLARE
+  own   text[] := regexp_match(split_part(stack, E'\n', 1),
+    '^(.*?)"?cadastre"?[.]"?[a-z_]+"?[(][^)]*[)]([^0-9]*)[0-9]+([^0-9]*)GET DIAGNOSTICS$');
+  line  text := split_part(stack, E'\n', 2);
+  spelt text;
+  start text;
+  rest  text;
 BEGIN
-  IF position('"' IN line) > 0 OR position(concat(' cadastre.', caller, '() ') IN line) = 0 THEN
-    RAISE EXCEPTION 'cadastre: only the guard can report writers and attempts'
-      USING ERRCODE = '42501';
-  END IF;
+  FOREACH spelt IN ARRAY ARRAY[caller, concat('"', replace(caller, '.', '"."'), '"')] LOOP
+    start := concat(own[1], spelt, '()', own[2]);
+    rest := substr(line, length(start) + 1);
+    IF own IS NOT NULL AND starts_with(line, start) AND rest ~ '^[0-9]'
+       AND starts_with(ltrim(rest, '0123456789'), own[3])
+       AND substr(ltrim(rest, '0123456789'), length(own[3]) + 1) ~ '^[^0-9]+$' THEN
+      RETURN;
+    END IF;
+  END LOOP;
+  RAISE EXCEPTION 'cadastre: only the guard can report writers and attempts'
+    USING ERRCODE = '42501';
 END $$;
 
 -- The session's trace context if it is one (W3C Trace Context, version 00), else null.
@@ -33,14 +50,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WHERE t ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
 $$;
 
--- The service that a role writes for, by the group it is a member of; null for none.
+-- The service that a role writes for, by the group it is a member of; null for none, and for a
+-- superuser, who is in every group. Only groups that Cadastre made count, whatever others are called.
 CREATE OR REPLACE FUNCTION cadastre.service_of(actor name, prefix text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT substr(g.rolname, length(prefix) + 1)
-  FROM pg_roles g
+  SELECT s.name
+  FROM cadastre.service s JOIN pg_roles g ON g.oid = s.group_role
   WHERE starts_with(g.rolname, prefix)
-    AND strpos(substr(g.rolname, length(prefix) + 1), '_') = 0
-    AND NOT pg_has_role(actor, 'cadastre_nobody', 'MEMBER')
+    AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = actor)
     AND pg_has_role(actor, g.oid, 'USAGE')
   ORDER BY 1 LIMIT 1
 $$;
@@ -79,10 +96,11 @@ DECLARE
   service text;
 BEGIN
   GET DIAGNOSTICS stack = PG_CONTEXT;
-  PERFORM cadastre.called_by(stack, 'guard');
+  PERFORM cadastre.called_by(stack, 'cadastre_guard.guard');
   key := concat('|', actor, ':', pg_current_xact_id(), ':', dataset, ':', trace, '|');
 
-  IF pg_has_role(actor, 'cadastre_nobody', 'MEMBER') THEN
+  -- Not by membership of cadastre_nobody: before PostgreSQL 16, whoever may create roles may grant it.
+  IF (SELECT rolsuper FROM pg_roles WHERE rolname = actor) THEN
     verdict := 'privileged';
   ELSIF pg_has_role(actor, owner_role, 'USAGE') THEN
     -- The owner, with a trace context or after somebody else in the same transaction. Once is
@@ -105,7 +123,7 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = '42501', SCHEMA = in_schema, TABLE = in_table,
       MESSAGE = format('cadastre: %s on table "%s.%s" rejected: it is owned by service "%s"; caller is %s',
         op, in_schema, in_table, owner, cadastre.caller(service, actor)),
-      DETAIL = format('Dataset "%s" is in enforce mode. The attempt has been recorded.', dataset),
+      DETAIL = format('Dataset "%s" is in %s mode. The attempt has been recorded.', dataset, mode),
       HINT = format('Ask service "%s" for an API, or subscribe to the feed of "%s".', owner, dataset);
   END IF;
   -- Each statement, not only the first: what a session could set to hide its name is not trusted.

@@ -52,6 +52,7 @@ fn sentence(service: &ServiceName, dataset: &DatasetName, answer: &Answer) -> St
     let consequence = match mode {
         Mode::Observe => "a write is let through and recorded",
         Mode::Enforce => "a write is rejected and recorded",
+        Mode::Lockdown => "others have not even the privilege to write it",
     };
     format!("no: {dataset} is owned by {owner}; {consequence} ({mode})")
 }

@@ -32,7 +32,7 @@ const SERVER: &str = "
         SELECT FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
         WHERE p.proname = 'pg_logical_emit_message' AND a.grantee = 0),
       (SELECT count(*)::int FROM pg_event_trigger
-        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop') AND evtenabled = 'A')";
+        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts') AND evtenabled = 'A')";
 
 /// The slot, if there is one.
 const SLOT: &str = "
@@ -178,10 +178,11 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
         ),
         need(
             "commands on governed tables are guarded",
-            event_triggers == 2,
-            format!("{event_triggers} of 2 event triggers stand"),
+            event_triggers == 3,
+            format!("{event_triggers} of 3 event triggers stand"),
             "installed with the first dataset; ALTER EVENT TRIGGER cadastre_ddl ENABLE ALWAYS; \
-             ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS",
+             ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS; \
+             ALTER EVENT TRIGGER cadastre_parts ENABLE ALWAYS",
         ),
     ])
 }

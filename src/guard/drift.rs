@@ -7,6 +7,7 @@
 //! | what | severity | repaired |
 //! |---|---|---|
 //! | guard missing, off or altered on a table; functions, tables, event triggers and roles of the guard; what the source notes about a dataset | error | always |
+//! | privileges to write that others have in lockdown | warning | always |
 //! | members of a service's role, options and tables of the publication | error, warning | always: they are Cadastre's own |
 //! | somebody else may emit logical messages | error | where a dataset of the source is enforced, else reported |
 //! | something foreign in the guard's schema, a login that can act for two services, a table that is gone | warning, error | only reported |
@@ -14,60 +15,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
+pub(super) use super::finding_kind as kind;
 use super::{fingerprint, install};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{Baseline, NewFinding, Question, Severity};
 use crate::vocab::{DatasetName, Lsn, Mode, SourceName};
-
-/// Kinds of findings that are drift.
-pub(super) mod kind {
-    /// No guard on a table.
-    pub(crate) const GUARD_MISSING: &str = "guard_missing";
-    /// A guard that is not enabled always.
-    pub(crate) const GUARD_DISABLED: &str = "guard_disabled";
-    /// A guard that is not as installed.
-    pub(crate) const GUARD_ALTERED: &str = "guard_altered";
-    /// The source notes something else about a dataset.
-    pub(crate) const REGISTRATION: &str = "registration_altered";
-    /// An object of the guard is gone.
-    pub(crate) const OBJECT_MISSING: &str = "object_missing";
-    /// An object of the guard is not as installed.
-    pub(crate) const OBJECT_ALTERED: &str = "object_altered";
-    /// Something in the guard's schema that is not the guard's.
-    pub(crate) const OBJECT_FOREIGN: &str = "object_foreign";
-    /// An event trigger is gone, off or altered.
-    pub(crate) const EVENT_TRIGGER: &str = "event_trigger_altered";
-    /// Somebody else may emit logical messages.
-    pub(crate) const EMIT_OPEN: &str = "emit_open";
-    /// A role is a member where it is not declared, or is not where it is.
-    pub(crate) const MEMBERSHIP: &str = "membership_altered";
-    /// A login can act for two services.
-    pub(crate) const ROLE_SHARED: &str = "role_shared";
-    /// The publication is gone, or its options are others.
-    pub(crate) const PUBLICATION: &str = "publication_altered";
-    /// A dataset is not in the publication, or only in part.
-    pub(crate) const UNPUBLISHED: &str = "unpublished";
-    /// The table of a dataset is gone.
-    pub(crate) const TABLE_MISSING: &str = "table_missing";
-
-    /// The kinds of findings that are drift.
-    pub const ALL: [&str; 14] = [
-        GUARD_MISSING,
-        GUARD_DISABLED,
-        GUARD_ALTERED,
-        REGISTRATION,
-        OBJECT_MISSING,
-        OBJECT_ALTERED,
-        OBJECT_FOREIGN,
-        EVENT_TRIGGER,
-        EMIT_OPEN,
-        MEMBERSHIP,
-        ROLE_SHARED,
-        PUBLICATION,
-        UNPUBLISHED,
-        TABLE_MISSING,
-    ];
-}
 
 /// Whose writers nobody vouches for while a drift lasts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,7 +96,7 @@ impl Look {
 
 /// The guard on each table below the wanted ones, where it is not as wanted.
 ///
-/// `tgtype`: before (2), insert (4), delete (8), update (16), truncate (32), for each statement.
+/// `tgtype`: row (1), before (2), insert (4), delete (8), update (16), truncate (32).
 const GUARDS: &str = "
     WITH RECURSIVE wanted AS (
       SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
@@ -152,20 +104,35 @@ const GUARDS: &str = "
     tree (dataset, args, oid) AS (
       SELECT w.dataset, w.args, c.oid FROM wanted w JOIN pg_namespace n USING (nspname)
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname AND c.relkind IN ('r', 'p')
-      UNION SELECT tree.dataset, tree.args, i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+      UNION SELECT tree.dataset, tree.args, i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
+      WHERE NOT EXISTS (
+        SELECT FROM wanted w JOIN pg_namespace n USING (nspname)
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname WHERE c.oid = i.inhrelid))
     SELECT tree.dataset, format('%I.%I', n.nspname, c.relname),
-      CASE WHEN t.oid IS NULL THEN 'missing' WHEN t.tgenabled <> 'A' THEN 'disabled' ELSE 'altered' END,
-      CASE WHEN t.oid IS NULL THEN 'no trigger _cadastre_guard'
-           WHEN t.tgenabled <> 'A' THEN CASE t.tgenabled WHEN 'D' THEN 'disabled'
-             WHEN 'R' THEN 'enabled for replicas only' ELSE 'not enabled for replicas' END
-           ELSE pg_get_triggerdef(t.oid) END
+      CASE WHEN t.oid IS NULL THEN 'missing' WHEN t.tgenabled <> e.enabled THEN 'disabled' ELSE 'altered' END,
+      CASE WHEN t.oid IS NULL THEN concat('no trigger ', e.name)
+           WHEN t.tgenabled <> e.enabled THEN format('trigger %s is %s', e.name, CASE t.tgenabled
+             WHEN 'D' THEN 'disabled' WHEN 'R' THEN 'enabled for replicas only'
+             WHEN 'A' THEN 'enabled always' ELSE 'not enabled for replicas' END)
+           ELSE pg_get_triggerdef(t.oid) END,
+      format('ENABLE %s TRIGGER %s', CASE e.enabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, e.name)
     FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = '_cadastre_guard'
+    CROSS JOIN (VALUES ('_cadastre_guard'::name, 'A'::\"char\"), ('_cadastre_apply', 'R')) AS e (name, enabled)
+    LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.name
     LEFT JOIN pg_proc p ON p.oid = t.tgfoid LEFT JOIN pg_namespace g ON g.oid = p.pronamespace
-    WHERE t.oid IS NULL OR t.tgenabled <> 'A' OR p.proname <> 'guard' OR g.nspname <> 'cadastre'
+    WHERE (e.enabled = 'A' OR c.relkind <> 'p') AND (
+      t.oid IS NULL OR t.tgenabled <> e.enabled OR p.proname <> 'guard' OR g.nspname <> 'cadastre_guard'
       OR t.tgargs <> tree.args OR t.tgqual IS NOT NULL OR t.tgattr <> ''
-      OR t.tgtype <> CASE c.relkind WHEN 'f' THEN 30 ELSE 62 END
-    ORDER BY 1, 2";
+      OR t.tgtype <> CASE WHEN e.enabled = 'R' THEN 29 WHEN c.relkind = 'f' THEN 30 ELSE 62 END)
+    ORDER BY 1, 2, 5";
+
+/// Whom lockdown should have left without the privilege to write.
+const PRIVILEGES: &str = "
+    SELECT d.name, string_agg(DISTINCT
+      CASE w.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(w.grantee)::text END, ', ')
+    FROM cadastre.dataset d CROSS JOIN cadastre.writers(d.relid) w
+    WHERE d.mode = 'lockdown' AND (w.grantee = 0 OR NOT pg_has_role(w.grantee, d.owner_role, 'USAGE'))
+    GROUP BY 1 ORDER BY 1";
 
 /// Wanted datasets without a table.
 const GONE: &str = "
@@ -277,6 +244,7 @@ pub(super) async fn look(
         guards(client, &asked, &mut drifts).await?;
         if whole {
             noted(client, &asked, &mut drifts).await?;
+            privileges(client, &mut drifts).await?;
         }
         emitters(client, wanted, &mut drifts).await?;
         members(client, source, wanted, &user, &mut drifts).await?;
@@ -357,7 +325,7 @@ async fn objects(
         finding.mend = Some(drop_statement(object));
         drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
     }
-    Ok(there)
+    Ok(there && found.contains_key("function cadastre.writers(root oid)"))
 }
 
 /// The statement that drops an object that is named by kind and name.
@@ -379,11 +347,12 @@ async fn guards(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> 
             "missing" => (kind::GUARD_MISSING, None),
             "disabled" => (
                 kind::GUARD_DISABLED,
-                Some(format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER _cadastre_guard")),
+                Some(format!("ALTER TABLE {table} {}", row.try_get::<_, &str>(4)?)),
             ),
             _ => (kind::GUARD_ALTERED, None),
         };
-        let expected = "trigger _cadastre_guard of the registered owner and mode, enabled always";
+        let expected = "triggers _cadastre_guard, enabled always, and _cadastre_apply, enabled for \
+             replicas, of the registered owner and mode";
         let finding = NewFinding {
             dataset: Some(dataset.clone()),
             mend,
@@ -418,6 +387,25 @@ async fn noted(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> R
         };
         // Rows are judged by the trigger's own arguments; this row is for commands on the table.
         drifts.push(Drift { finding, reach: Reach::Nothing, repair });
+    }
+    Ok(())
+}
+
+async fn privileges(client: &Connection, drifts: &mut Vec<Drift>) -> Result<(), Error> {
+    for row in client.query(PRIVILEGES, &[]).await? {
+        let (dataset, who): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let finding = NewFinding {
+            dataset: dataset.parse().ok(),
+            ..finding(
+                kind::PRIVILEGE_OPEN,
+                Severity::Warning,
+                dataset,
+                format!("in lockdown, but {who} may write it as far as privileges go"),
+                "nobody else has a privilege to write it",
+            )
+        };
+        // The guard still answers.
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
     }
     Ok(())
 }

@@ -12,10 +12,10 @@ use super::SCHEMA;
 use crate::pg::{Connection, Error};
 use crate::vocab::Lsn;
 
-/// Every object of the schema `cadastre`, the event triggers that call into it, and the two roles:
+/// Every object of the guard's schemas, the event triggers that call into it, and the two roles:
 /// kind and name, then a digest of definition, owner and privileges.
 const OBJECTS: &str = "
-    WITH s AS (SELECT oid, nspname FROM pg_namespace WHERE nspname = 'cadastre'), objects AS (
+    WITH s AS (SELECT oid, nspname FROM pg_namespace WHERE nspname IN ('cadastre', 'cadastre_guard')), objects AS (
       SELECT format('schema %I', n.nspname) AS object,
         concat_ws('|', pg_get_userbyid(n.nspowner), (SELECT string_agg(x::text, ' ' ORDER BY x::text)
           FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) x)) AS looks

@@ -12,24 +12,38 @@ use crate::vocab::{DatasetName, Lsn, RoleName, ServiceName, SourceName};
 /// One change of guards at a time in a source, whoever makes it.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('cadastre guard', 0))";
 
-/// A table, its partitions and children, and whether the guard stands on each as wanted.
+/// A table, its partitions and children that are not governed themselves, parents first, and
+/// whether the guard stands on each as wanted.
 ///
-/// `$3` is what `pg_trigger.tgargs` holds: each argument followed by a zero byte.
+/// `$3` is what `pg_trigger.tgargs` holds: each argument followed by a zero byte. A partitioned table
+/// has no rows, and no trigger for them.
 const TREE: &str = "
-    WITH RECURSIVE tree (oid) AS (
-      SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WITH RECURSIVE tree (oid, depth) AS (
+      SELECT c.oid, 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE n.nspname = $1 AND c.relname = $2
-      UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-    SELECT c.oid, format('%I.%I', n.nspname, c.relname), c.relkind = 'f',
-      n.nspname = $1 AND c.relname = $2,
-      EXISTS (SELECT FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-              JOIN pg_namespace g ON g.oid = p.pronamespace
-              WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_guard' AND t.tgenabled = 'A'
-                AND p.proname = 'guard' AND g.nspname = 'cadastre' AND t.tgargs = $3
-                AND t.tgqual IS NULL AND t.tgattr = ''
+      UNION ALL
+      SELECT i.inhrelid, tree.depth + 1 FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
+      WHERE NOT EXISTS (SELECT FROM cadastre.dataset d WHERE d.relid = i.inhrelid)),
+    guards AS (
+      SELECT t.* FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+      JOIN pg_namespace g ON g.oid = p.pronamespace
+      WHERE p.proname = 'guard' AND g.nspname = 'cadastre_guard' AND t.tgqual IS NULL AND t.tgattr = '')
+    SELECT c.oid, format('%I.%I', n.nspname, c.relname), tree.depth = 0,
+      EXISTS (SELECT FROM guards t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_guard'
+                AND t.tgenabled = 'A' AND t.tgargs = $3
                 AND t.tgtype = CASE c.relkind WHEN 'f' THEN 30 ELSE 62 END)
+      AND (c.relkind = 'p' OR EXISTS (
+        SELECT FROM guards t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_apply'
+          AND t.tgenabled = 'R' AND t.tgargs = $3 AND t.tgtype = 29))
     FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-    ORDER BY c.oid";
+    ORDER BY tree.depth, c.oid";
+
+/// Puts the guard on one table.
+const PLACE: &str = "SELECT cadastre.place($1, $2, $3, $4::text::name, $5)";
+
+/// Makes privileges what a dataset's mode says.
+const PRIVILEGES: &str =
+    "SELECT cadastre.keep_privileges(relid, $2) FROM cadastre.dataset WHERE name = $1";
 
 /// Members of a group role.
 const MEMBERS: &str = "
@@ -63,17 +77,22 @@ const RESET: &str = "
       FOR x IN
         SELECT format('EVENT TRIGGER %I', e.evtname) AS object
         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
-        WHERE p.pronamespace = to_regnamespace('cadastre') OR e.evtname IN ('cadastre_ddl', 'cadastre_drop')
+        WHERE p.pronamespace = to_regnamespace('cadastre')
+          OR e.evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts')
       LOOP
         EXECUTE 'DROP ' || x.object;
       END LOOP;
       FOR x IN
         SELECT format('FUNCTION %s', p.oid::regprocedure) AS object, a.grantee
         FROM pg_proc p, aclexplode(p.proacl) a
-        WHERE p.pronamespace = to_regnamespace('cadastre') AND a.grantee <> p.proowner
+        WHERE p.pronamespace IN (to_regnamespace('cadastre'), to_regnamespace('cadastre_guard'))
+          AND a.grantee <> p.proowner
         UNION ALL
         SELECT format('TABLE %s', c.oid::regclass), a.grantee FROM pg_class c, aclexplode(c.relacl) a
         WHERE c.relnamespace = to_regnamespace('cadastre') AND c.relkind = 'r' AND a.grantee <> c.relowner
+        UNION ALL
+        SELECT 'SCHEMA cadastre_guard', a.grantee FROM pg_namespace n, aclexplode(n.nspacl) a
+        WHERE n.nspname = 'cadastre_guard' AND a.grantee <> n.nspowner
         UNION ALL
         SELECT format('FUNCTION pg_catalog.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), a.grantee
         FROM pg_proc p, aclexplode(p.proacl) a
@@ -84,7 +103,8 @@ const RESET: &str = "
       END LOOP;
       FOR x IN
         SELECT p.oid::regprocedure AS object FROM pg_proc p
-        WHERE p.pronamespace = to_regnamespace('cadastre') AND p.proacl IS NOT NULL
+        WHERE p.pronamespace IN (to_regnamespace('cadastre'), to_regnamespace('cadastre_guard'))
+          AND p.proacl IS NOT NULL
       LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', x.object);
       END LOOP;
@@ -114,10 +134,18 @@ pub(super) struct Installed {
     pub(super) objects: Option<(BTreeMap<String, String>, Lsn)>,
 }
 
+/// Notes which group role stands for a service; nothing is written when that is known.
+const SERVICE: &str = "
+    INSERT INTO cadastre.service AS known (group_role, name)
+    SELECT oid, $2 FROM pg_roles WHERE rolname = $1
+    ON CONFLICT (group_role) DO UPDATE SET name = excluded.name WHERE known.name <> excluded.name";
+
 /// Begins the transaction and takes the lock on changes of guards.
 pub(super) async fn begin(client: &Connection, options: &PostgresOptions) -> Result<(), Error> {
     let timeout = options.guard_lock_timeout.as_millis();
-    client.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = {timeout}")).await?;
+    // Compiling queries of the catalogs would take longer than running them, by far.
+    let settings = format!("SET LOCAL lock_timeout = {timeout}; SET LOCAL jit = off");
+    client.batch_execute(&format!("BEGIN; {settings}")).await?;
     client.batch_execute(LOCK).await?;
     Ok(())
 }
@@ -131,13 +159,15 @@ pub(super) async fn install(
 ) -> Result<Installed, Error> {
     let objects = scripts(client, run).await?;
     client.batch_execute("INSERT INTO cadastre.installing VALUES (pg_current_xact_id())").await?;
+    let mut members_changed = false;
     for (service, wanted) in &desired.roles {
-        roles(client, source, service, wanted).await?;
+        members_changed |= roles(client, source, service, wanted).await?;
     }
     publication(client, source).await?;
     let mut changed = Vec::new();
     for (name, dataset) in &desired.datasets {
-        if guard(client, source, name, dataset).await? {
+        let placed = guard(client, source, name, dataset).await?;
+        if privileges(client, name, members_changed).await? || placed {
             changed.push(name.clone());
         }
     }
@@ -177,19 +207,20 @@ async fn scripts(
     Ok(Some((objects, fingerprint::wal_end(client).await?)))
 }
 
-/// The group role of a service, with exactly these members.
+/// The group role of a service, with exactly these members. Returns whether they were others.
 async fn roles(
     client: &Connection,
     source: &SourceName,
     service: &ServiceName,
     wanted: &BTreeSet<RoleName>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let group = source.owner_role(service);
     let quoted = quote_ident(&group);
     let known = client.query_opt("SELECT 1 FROM pg_roles WHERE rolname = $1", &[&group]).await?;
     if known.is_none() {
         client.batch_execute(&format!("CREATE ROLE {quoted} NOLOGIN")).await?;
     }
+    client.execute(SERVICE, &[&group, &service.as_str()]).await?;
     let mut members = BTreeSet::new();
     for row in client.query(MEMBERS, &[&group]).await? {
         members.insert(row.try_get::<_, String>(0)?);
@@ -197,15 +228,18 @@ async fn roles(
     // From 16 on, inheritance is of the membership: make it certain whatever the role's default.
     let inherit =
         if version(client).await? >= 160_000 { " WITH INHERIT TRUE, SET FALSE" } else { "" };
+    let mut changed = false;
     for role in wanted.iter().filter(|role| !members.contains(role.as_str())) {
+        changed = true;
         let member = quote_ident(role.as_str());
         client.batch_execute(&format!("GRANT {quoted} TO {member}{inherit}")).await?;
     }
     let gone = members.iter().filter(|member| !wanted.iter().any(|role| role.as_str() == *member));
     for member in gone {
+        changed = true;
         revoke(client, &group, member).await?;
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Ends a membership, whoever granted it.
@@ -236,6 +270,13 @@ async fn publication(client: &Connection, source: &SourceName) -> Result<(), Err
     Ok(())
 }
 
+/// Others' privileges on a dataset, as its mode wants them: `anew` when roles have come to a service
+/// or left it. Returns whether that took a change.
+async fn privileges(client: &Connection, name: &DatasetName, anew: bool) -> Result<bool, Error> {
+    let row = client.query_opt(PRIVILEGES, &[&name.as_str(), &anew]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+}
+
 /// The guard of one dataset, on its table and everything below. Returns whether it was changed.
 async fn guard(
     client: &Connection,
@@ -249,19 +290,16 @@ async fn guard(
     let mut root = None;
     for row in client.query(TREE, &[&name.schema(), &name.table(), &stored]).await? {
         let (oid, table): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
-        if row.try_get(3)? {
-            root = Some((oid, table.clone()));
+        if row.try_get(2)? {
+            root = Some((oid, table));
         }
-        if row.try_get(4)? {
+        if row.try_get(3)? {
             continue;
         }
         changed = true;
-        let events = if row.try_get(2)? {
-            "INSERT OR UPDATE OR DELETE"
-        } else {
-            "INSERT OR UPDATE OR DELETE OR TRUNCATE"
-        };
-        client.batch_execute(&trigger(&table, events, &arguments)).await?;
+        client
+            .execute(PLACE, &[&oid, &arguments[0], &arguments[1], &arguments[2], &arguments[3]])
+            .await?;
     }
     let Some((oid, table)) = root else { return Ok(false) };
     let owner_role = source.owner_role(&dataset.owner);
@@ -294,17 +332,6 @@ pub(super) fn stored(arguments: &[String]) -> Vec<u8> {
         stored.push(0);
     }
     stored
-}
-
-/// The statements that make the guard stand on one table.
-fn trigger(table: &str, events: &str, arguments: &[String]) -> String {
-    let arguments: Vec<String> = arguments.iter().map(|text| quote_literal(text)).collect();
-    format!(
-        "CREATE OR REPLACE TRIGGER _cadastre_guard BEFORE {events} ON {table} \
-         FOR EACH STATEMENT EXECUTE FUNCTION cadastre.guard({}); \
-         ALTER TABLE {table} ENABLE ALWAYS TRIGGER _cadastre_guard",
-        arguments.join(", ")
-    )
 }
 
 /// Notes in the source and in the stream what is guarded from here on.

@@ -26,6 +26,7 @@ mod desired;
 mod doctor;
 mod drift;
 mod error;
+mod finding_kind;
 mod fingerprint;
 mod governor;
 mod install;
@@ -38,10 +39,12 @@ pub use error::{Error, Refusal};
 pub use governor::Governor;
 
 /// The SQL that is installed into a source, in order, by file name.
-pub const SCHEMA: [(&str, &str); 5] = [
+pub const SCHEMA: [(&str, &str); 7] = [
     ("01_base.sql", include_str!("../../schema/guard/01_base.sql")),
     ("02_note.sql", include_str!("../../schema/guard/02_note.sql")),
     ("03_guard.sql", include_str!("../../schema/guard/03_guard.sql")),
     ("04_ddl.sql", include_str!("../../schema/guard/04_ddl.sql")),
     ("05_gateway.sql", include_str!("../../schema/guard/05_gateway.sql")),
+    ("06_lockdown.sql", include_str!("../../schema/guard/06_lockdown.sql")),
+    ("07_parts.sql", include_str!("../../schema/guard/07_parts.sql")),
 ];

@@ -13,6 +13,10 @@ pub enum Mode {
     Observe,
     /// Record the write and reject it with SQLSTATE 42501.
     Enforce,
+    /// The same, and others have not even the privilege: what they had is taken away, remembered,
+    /// and given back when the mode is lowered. PostgreSQL answers before the guard then, so that
+    /// most attempts fail without a record.
+    Lockdown,
 }
 
 impl Mode {
@@ -21,6 +25,7 @@ impl Mode {
         match self {
             Self::Observe => "observe",
             Self::Enforce => "enforce",
+            Self::Lockdown => "lockdown",
         }
     }
 }
@@ -33,7 +38,7 @@ impl fmt::Display for Mode {
 
 /// The text is not the name of a mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown mode \"{0}\": expected \"observe\" or \"enforce\"")]
+#[error("unknown mode \"{0}\": expected \"observe\", \"enforce\" or \"lockdown\"")]
 pub struct ModeError(String);
 
 impl FromStr for Mode {
@@ -43,6 +48,7 @@ impl FromStr for Mode {
         match text {
             "observe" => Ok(Self::Observe),
             "enforce" => Ok(Self::Enforce),
+            "lockdown" => Ok(Self::Lockdown),
             other => Err(ModeError(other.to_owned())),
         }
     }

@@ -62,21 +62,21 @@ const TAMPERED: [(&str, &str, &str); 16] = [
     ("DROP TRIGGER _cadastre_guard ON parts_low", "guard_missing", "public.parts_low"),
     (
         "CREATE OR REPLACE TRIGGER _cadastre_guard BEFORE INSERT ON orders FOR EACH STATEMENT
-         EXECUTE FUNCTION cadastre.guard('shop.public.orders', 'orders', 'cadastre_shop_orders', 'enforce');
+         EXECUTE FUNCTION cadastre_guard.guard('shop.public.orders', 'orders', 'cadastre_shop_orders', 'enforce');
          ALTER TABLE orders ENABLE ALWAYS TRIGGER _cadastre_guard",
         "guard_altered",
         "public.orders",
     ),
     (
-        "CREATE OR REPLACE FUNCTION cadastre.guard() RETURNS trigger LANGUAGE plpgsql
+        "CREATE OR REPLACE FUNCTION cadastre_guard.guard() RETURNS trigger LANGUAGE plpgsql
          AS 'BEGIN RETURN NULL; END'",
         "object_altered",
-        "function cadastre.guard()",
+        "function cadastre_guard.guard()",
     ),
     (
-        "GRANT EXECUTE ON FUNCTION cadastre.guard() TO stranger",
+        "GRANT EXECUTE ON FUNCTION cadastre_guard.guard() TO stranger",
         "object_altered",
-        "function cadastre.guard()",
+        "function cadastre_guard.guard()",
     ),
     (
         "ALTER FUNCTION cadastre.traceparent() RENAME TO elsewhere;

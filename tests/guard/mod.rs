@@ -7,6 +7,8 @@ mod ddl;
 mod drift;
 mod forgery;
 mod gateway;
+mod lockdown;
+mod matrix;
 mod routes;
 
 use serde_json::{Value, json};
@@ -51,12 +53,23 @@ impl Shop {
 
     /// The shop before anything is declared.
     async fn ungoverned() -> Self {
-        Self::ungoverned_with(&[]).await
+        Self::started(&[], &[]).await
     }
 
     /// The same with more arguments for the server.
     async fn ungoverned_with(args: &[&str]) -> Self {
-        let cluster = Cluster::start().await;
+        Self::started(&[], args).await
+    }
+
+    /// The same, its PostgreSQL with more settings.
+    async fn with_settings(settings: &[(&str, &str)]) -> Self {
+        Self::started(settings, &[]).await
+    }
+
+    async fn started(settings: &[(&str, &str)], args: &[&str]) -> Self {
+        let quick = [("fsync", "off"), ("full_page_writes", "off")];
+        let settings: Vec<_> = quick.iter().chain(settings).copied().collect();
+        let cluster = Cluster::with_settings(&settings).await;
         cluster.create_database("registry").await;
         cluster.create_database("shop").await;
         cluster.connect("shop").await.batch_execute(SETUP).await.unwrap();
@@ -164,6 +177,12 @@ impl Shop {
         }
         changes
     }
+}
+
+/// `server_version_num`.
+async fn version(client: &Client) -> i32 {
+    let sql = "SELECT current_setting('server_version_num')::int";
+    client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
 /// The SQLSTATE and message of a statement that must fail.

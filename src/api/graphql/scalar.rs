@@ -24,6 +24,8 @@ pub(super) enum Mode {
     Observe,
     /// Record the write and reject it.
     Enforce,
+    /// The same, and others' privileges to write are revoked, until the mode is lowered.
+    Lockdown,
 }
 
 /// Whether the guard of a dataset stands in its source.

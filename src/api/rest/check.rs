@@ -33,7 +33,7 @@ pub(super) struct CheckAnswer {
     /// The one service that may write the dataset.
     #[schema(example = "orders")]
     owner: String,
-    /// What the guard does with anyone else's write: `observe` or `enforce`.
+    /// What the guard does with anyone else's write: `observe`, `enforce` or `lockdown`.
     #[schema(example = "enforce")]
     mode: &'static str,
     /// The registry's revision the answer is from.

@@ -221,7 +221,7 @@ datasets:
   orders: { owner: orders }
   shop.public.orders:
     ownr: orders
-    mode: lockdown
+    mode: locked
     tags: [core, 7, {a: b}]
     columns: { email: pii, name: { classifcation: pii } }
   shop.public.invoices: { owner: Orders, mode: enforce, mode: observe }
@@ -252,7 +252,7 @@ colour: red
     m.yaml:11: invalid dataset name "orders": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders
     m.yaml:12: owner of dataset "shop.public.orders" is missing: expected the name of one service
     m.yaml:13: dataset "shop.public.orders": unknown key "ownr": expected one of owner, mode, description, tags, columns, derivedFrom
-    m.yaml:14: unknown mode "lockdown": expected "observe" or "enforce"
+    m.yaml:14: unknown mode "locked": expected "observe", "enforce" or "lockdown"
     m.yaml:15: tags of dataset "shop.public.orders": expected text, found a mapping
     m.yaml:15: tags of dataset "shop.public.orders": expected text, found a number; put it in quotes
     m.yaml:16: column "email" of dataset "shop.public.orders": expected a mapping, found text
