@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use crate::registry::{NewViolation, Verdict};
+use crate::registry::{NewViolation, Shape, TableName, Verdict};
 use crate::vocab::{Epoch, Lsn, SourceId, TraceParent};
 
 /// Prefix of the transactional message that names the writer of a dataset's next changes.
@@ -32,6 +32,96 @@ pub(super) struct HeartbeatMessage {
 }
 /// Prefix of the transactional message that says that the guard of a dataset is off, or stands again.
 pub(super) const GUARD: &[u8] = b"cadastre.guard";
+
+/// Prefix of the transactional message that says what became of a table.
+pub(super) const SCHEMA: &[u8] = b"cadastre.schema";
+
+/// What became of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SchemaKind {
+    /// The guard was installed on it.
+    Installed,
+    /// Its columns, its key or their types are others.
+    Altered,
+    /// It has another name.
+    Renamed,
+    /// It is in another schema.
+    Moved,
+    /// It is gone.
+    Dropped,
+    /// A table with rows became a part of it.
+    Attached,
+    /// A part with rows is no longer part of it.
+    Detached,
+    /// A foreign key of another service's table refers to it.
+    Coupled,
+    /// Such a key is gone.
+    Uncoupled,
+    /// A table that nobody has registered is there, or has another name.
+    Created,
+    /// A table that nobody has registered is gone.
+    Gone,
+}
+
+impl SchemaKind {
+    /// The lower-case word.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Installed => "installed",
+            Self::Altered => "altered",
+            Self::Renamed => "renamed",
+            Self::Moved => "moved",
+            Self::Dropped => "dropped",
+            Self::Attached => "attached",
+            Self::Detached => "detached",
+            Self::Coupled => "coupled",
+            Self::Uncoupled => "uncoupled",
+            Self::Created => "created",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What became of a table; `schema/guard/04_ddl.sql` says which members come with which kind.
+#[derive(Debug, Deserialize)]
+pub(super) struct SchemaMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    /// What.
+    pub(super) kind: SchemaKind,
+    /// The dataset's name; none for a table that nobody has registered.
+    pub(super) dataset: Option<String>,
+    /// The table's OID.
+    pub(super) relid: u32,
+    /// The table's name.
+    #[serde(flatten)]
+    pub(super) name: TableName,
+    /// The command's tag.
+    pub(super) command: String,
+    /// The service as the source knows it.
+    pub(super) service: Option<String>,
+    /// The role that ran the command.
+    pub(super) role: String,
+    /// The table as it is now.
+    pub(super) shape: Option<Shape>,
+    /// The part that came or went.
+    pub(super) part: Option<PartMessage>,
+    /// A foreign key's name.
+    pub(super) constraint: Option<String>,
+    /// The table of the foreign key.
+    pub(super) from: Option<TableName>,
+}
+
+/// A part of a table.
+#[derive(Debug, Deserialize)]
+pub(super) struct PartMessage {
+    /// Its OID.
+    pub(super) relid: u32,
+    /// Its name.
+    #[serde(flatten)]
+    pub(super) name: TableName,
+}
 
 /// Why a message names the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

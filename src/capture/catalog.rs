@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::json::{Field, Kind, builtin};
+use crate::registry::{Shape, TypeKind};
 
 /// Deepest definition followed, and the most rounds of queries for one set of types.
 const DEPTH_MAX: usize = 24;
@@ -46,6 +47,27 @@ impl Types {
         self.definitions.contains_key(&oid) || builtin(oid).is_some()
     }
 
+    /// What types are made of where a shape was taken, instead of what the catalog says now.
+    pub(super) fn of(shape: &Shape) -> Self {
+        let definitions = shape.types.iter().map(|shape| {
+            let definition = match (shape.kind, shape.of) {
+                (TypeKind::Domain, Some(base)) => Definition::Domain(base),
+                (TypeKind::Array, Some(element)) => {
+                    let delimiter = shape.delimiter.and_then(|it| u8::try_from(it).ok());
+                    Definition::Array { element, delimiter: delimiter.unwrap_or(b',') }
+                }
+                (TypeKind::Range, Some(bound)) => Definition::Range(bound),
+                (TypeKind::Multirange, Some(bound)) => Definition::Multirange(bound),
+                (TypeKind::Composite, _) => Definition::Composite(
+                    shape.attributes.iter().map(|it| (it.name.clone(), it.oid)).collect(),
+                ),
+                _ => Definition::Text,
+            };
+            (shape.oid, definition)
+        });
+        Self { definitions: definitions.collect() }
+    }
+
     /// Takes over what another lookup found.
     pub fn merge(&mut self, found: Self) {
         self.definitions.extend(found.definitions);
@@ -81,6 +103,27 @@ impl Types {
             Definition::Text => Kind::Text,
         }
     }
+}
+
+/// The name of a built-in type.
+pub(super) fn builtin_name(oid: u32) -> Option<String> {
+    let known = tokio_postgres::types::Type::from_oid(oid)?;
+    let name = match known.name() {
+        "int2" => "smallint",
+        "int4" => "integer",
+        "int8" => "bigint",
+        "bool" => "boolean",
+        "float4" => "real",
+        "float8" => "double precision",
+        "varchar" => "character varying",
+        "bpchar" => "character",
+        "timestamptz" => "timestamp with time zone",
+        "timestamp" => "timestamp without time zone",
+        "timetz" => "time with time zone",
+        "time" => "time without time zone",
+        other => other,
+    };
+    Some(name.to_owned())
 }
 
 /// One row for each type: what it is, and what it is made of.

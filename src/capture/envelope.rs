@@ -9,7 +9,7 @@
 //! "lsn":…,"txId":…,"ts_ms":…,"snapshot":"false"}
 //! ,"transaction":{"id":"741:23897416","total_order":                   the transaction
 //! 3},"ts_ms":1780000000004                                             the change
-//! ,"dataset":"shop.public.orders","position":"                         the relation
+//! ,"dataset":"shop.public.orders","schema_version":1,"position":"      the relation
 //! 01-00000000016CA548-                                                 the transaction
 //! 00000003                                                             the change
 //! ","writer":{…},"traceparent":"…"                                     the relation or a message
@@ -26,14 +26,17 @@ use crate::vocab::{DatasetName, Epoch, Lsn, Op, TraceParent, Writer};
 /// The JSON Schema of an event.
 pub const CHANGE_SCHEMA: &str = include_str!("../../schema/events/change.json");
 
+/// The JSON Schema of an event that a table is another from here on.
+pub const SCHEMA_SCHEMA: &str = include_str!("../../schema/events/schema.json");
+
 /// The part of an event that its table settles, up to the commit's LSN.
 pub(super) fn source_part(database: &Database<'_>, table: &Table) -> Vec<u8> {
     let mut out = b",\"source\":{\"connector\":\"cadastre\"".to_vec();
     for (name, value) in [
         (&b",\"name\":"[..], database.source.as_str()),
         (b",\"db\":", database.database),
-        (b",\"schema\":", &table.schema),
-        (b",\"table\":", &table.name),
+        (b",\"schema\":", &table.name.schema),
+        (b",\"table\":", &table.name.table),
     ] {
         out.extend_from_slice(name);
         write_str(value, &mut out);
@@ -42,10 +45,14 @@ pub(super) fn source_part(database: &Database<'_>, table: &Table) -> Vec<u8> {
     out
 }
 
-/// The part of an event that its dataset settles, up to the position.
-pub(super) fn dataset_part(name: &DatasetName) -> Vec<u8> {
+/// The part of an event that its dataset and the version of its table settle, up to the position.
+pub(super) fn dataset_part(name: &DatasetName, version: Option<u32>) -> Vec<u8> {
     let mut out = b",\"dataset\":".to_vec();
     write_str(name.as_str(), &mut out);
+    if let Some(version) = version {
+        out.extend_from_slice(b",\"schema_version\":");
+        write_integer(version, &mut out);
+    }
     out.extend_from_slice(b",\"position\":\"");
     out
 }

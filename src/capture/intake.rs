@@ -1,8 +1,8 @@
 //! From the messages of one connection to batches in the log: assembles what arrives whole, keeps
 //! what arrives in parts until it commits, and appends.
 //!
-//! Violations are recorded before the batch that follows them is appended, so that the slot is
-//! never confirmed past one that was not.
+//! Violations and what became of tables are recorded before the batch that follows them is appended,
+//! so that the slot is never confirmed past one that was not.
 
 use chrono::Utc;
 use metrics::{counter, gauge};
@@ -18,7 +18,7 @@ use super::spill::Spill;
 use super::{Error, catalog};
 use crate::log::{BatchBuilder, Writer};
 use crate::pg::{self, Connection};
-use crate::registry::{NewViolation, Revision, Source};
+use crate::registry::{NewEvolution, NewViolation, Revision, Source};
 use crate::task::Failpoint;
 use crate::vocab::{Lsn, limits};
 
@@ -47,6 +47,8 @@ pub(super) struct Intake<'a> {
     pub(super) batch: BatchBuilder,
     /// Reported since the last append.
     pub(super) violations: Vec<NewViolation>,
+    /// What became of tables since the last append.
+    pub(super) evolutions: Vec<NewEvolution>,
     /// End of the last transaction that is wholly in `batch` or before it.
     pub(super) confirm: Option<Lsn>,
     /// Everything up to here is confirmed once it is durable.
@@ -132,8 +134,15 @@ impl Intake<'_> {
         message: Message<'_>,
         writer: &mut Writer,
     ) -> Result<(), Error> {
-        match self.assembler.take(received, message, &mut self.batch)? {
-            Output::Nothing => {}
+        let mut output = self.assembler.take(received, message, &mut self.batch)?;
+        if output == Output::RegistryWanted {
+            self.shared.registry.refresh().await?;
+            self.assembler.registry_changed(self.shared.registry.snapshot());
+            output = self.assembler.take(received, message, &mut self.batch)?;
+        }
+        match output {
+            Output::Nothing | Output::RegistryWanted => {}
+            Output::Evolved(news) => self.evolutions.extend(news),
             Output::TypesWanted(oids) => {
                 let types = catalog::load(&self.catalog, &oids).await;
                 self.assembler.learn(types.map_err(pg::Error::from)?);
@@ -223,8 +232,12 @@ impl Intake<'_> {
         Ok(())
     }
 
-    /// Records violations, then appends what was gathered.
+    /// Records violations and what became of tables, then appends what was gathered.
     async fn append(&mut self, writer: &mut Writer) -> Result<(), Error> {
+        if !self.evolutions.is_empty() {
+            self.shared.registry.evolutions_record(self.source.id, &self.evolutions).await?;
+            self.evolutions.clear();
+        }
         if !self.violations.is_empty() {
             self.shared.registry.violations_record(&self.violations).await?;
             let count = u64::try_from(self.violations.len()).unwrap_or(u64::MAX);

@@ -31,14 +31,16 @@ mod stream;
 pub mod assemble;
 mod attribute;
 pub mod catalog;
+mod control;
 pub mod decode;
 pub mod envelope;
 mod error;
 pub mod json;
 mod mark;
 mod relation;
+mod timeline;
 
-pub use envelope::CHANGE_SCHEMA;
+pub use envelope::{CHANGE_SCHEMA, SCHEMA_SCHEMA};
 pub use error::Error;
 pub use service::{Captures, SourceStatus, State};
 pub use spill::SpillError;

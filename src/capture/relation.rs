@@ -7,20 +7,19 @@
 use std::sync::Arc;
 
 use super::catalog::Types;
-use super::decode::{Relation, Tuple};
+use super::decode::{self, Relation, Tuple};
 use super::envelope;
 use super::json::{Kind, label};
 use super::mark::TableKey;
-use crate::registry::{Dataset, GuardState};
+use crate::registry::{Dataset, GuardState, ReplicaIdentity, StreamColumn, StreamTable, TableName};
 use crate::vocab::{DatasetId, Epoch, Lsn, SourceName, Writer};
 
 /// A table as a Relation message described it.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Its schema.
-    pub(super) schema: String,
-    /// Its name.
-    pub(super) name: String,
+    /// Its schema and name.
+    pub(super) name: TableName,
+    identity: ReplicaIdentity,
     columns: Vec<TableColumn>,
     /// Which columns its changes are found by.
     key: TableKey,
@@ -31,6 +30,7 @@ struct TableColumn {
     key: bool,
     name: Box<[u8]>,
     type_oid: u32,
+    type_modifier: i32,
 }
 
 impl Table {
@@ -42,12 +42,36 @@ impl Table {
             key: column.key,
             name: column.name.into(),
             type_oid: column.type_oid,
+            type_modifier: column.type_modifier,
         });
         Self {
-            schema: String::from_utf8_lossy(schema).into_owned(),
-            name: String::from_utf8_lossy(relation.name).into_owned(),
+            name: TableName {
+                schema: String::from_utf8_lossy(schema).into_owned(),
+                table: String::from_utf8_lossy(relation.name).into_owned(),
+            },
+            identity: match relation.identity {
+                decode::ReplicaIdentity::Default => ReplicaIdentity::Default,
+                decode::ReplicaIdentity::Nothing => ReplicaIdentity::Nothing,
+                decode::ReplicaIdentity::Full => ReplicaIdentity::Full,
+                decode::ReplicaIdentity::Index => ReplicaIdentity::Index,
+            },
             columns: columns.collect(),
             key: TableKey::of(relation),
+        }
+    }
+
+    /// The same as shapes are compared with it.
+    pub(super) fn described(&self) -> StreamTable {
+        let columns = self.columns.iter().map(|column| StreamColumn {
+            name: String::from_utf8_lossy(&column.name).into_owned(),
+            oid: column.type_oid,
+            typmod: column.type_modifier,
+            key: column.key,
+        });
+        StreamTable {
+            name: self.name.clone(),
+            replica_identity: self.identity,
+            columns: columns.collect(),
         }
     }
 
@@ -79,7 +103,7 @@ pub(super) struct PreparedColumn {
 
 /// Whether the guard vouches for the writers of a dataset in a transaction that committed here.
 pub(super) fn is_verified(dataset: &Dataset, epoch: Epoch, commit: Lsn) -> bool {
-    dataset.guard == GuardState::Installed
+    dataset.guard != GuardState::Pending
         && !dataset.gaps.iter().any(|gap| gap.contains(epoch, commit))
 }
 
@@ -111,6 +135,7 @@ impl PreparedRelation {
         database: &Database<'_>,
         dataset: &Arc<Dataset>,
         types: &Types,
+        version: Option<u32>,
     ) -> Self {
         let columns = table.columns.iter().map(|column| PreparedColumn {
             label: label(&column.name),
@@ -126,7 +151,7 @@ impl PreparedRelation {
             columns: columns.collect(),
             key: table.key.clone(),
             source_part: envelope::source_part(database, table),
-            dataset_part: envelope::dataset_part(&dataset.name),
+            dataset_part: envelope::dataset_part(&dataset.name, version),
             governed: Arc::clone(dataset),
             verified_part: owner(true),
             unverified_part: owner(false),

@@ -28,10 +28,10 @@ use super::setup::{Setup, Start};
 use super::spill::Spill;
 use super::stream::{self, Event, Stream};
 use crate::log::{BatchBuilder, Writer};
-use crate::pg::{Target, server_version};
+use crate::pg::{self, Target, server_version};
 use crate::registry::Source;
 use crate::task::Tasks;
-use crate::vocab::Lsn;
+use crate::vocab::{Lsn, Position};
 
 /// Why a session ended.
 pub(super) struct Ended {
@@ -110,6 +110,9 @@ impl Session<'_> {
             postgres: &shared.postgres,
         };
         let Start { epoch, seen, retrace } = setup.start(&mut wire, writer).await?;
+        let slot = pg::slot_state(&catalog, &source.name.slot()).await?;
+        let goes_on = Position::new(epoch, slot.map_or(Lsn::ZERO, |slot| slot.confirmed), 0);
+        let known = shared.registry.known_tables(source.id, goes_on).await?;
         let options = &shared.options;
         let dialect = Dialect::newest(server_version(&catalog).await?, *in_parts);
         let dir = options.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -143,11 +146,12 @@ impl Session<'_> {
             catalog,
             database: target.database().to_owned(),
             dialect,
-            assembler: Assembler::new(origin, shared.registry.snapshot(), seen),
+            assembler: Assembler::new(origin, shared.registry.snapshot(), seen, known),
             spill,
             changes,
             batch: BatchBuilder::new(),
             violations: Vec::new(),
+            evolutions: Vec::new(),
             confirm: None,
             handed: Lsn::ZERO,
             pulse,

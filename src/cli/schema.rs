@@ -53,6 +53,7 @@ fn files(part: Part) -> Vec<(String, String)> {
         Part::Events => vec![
             file("events/change.json", capture::CHANGE_SCHEMA),
             file("events/gap.json", log::GAP_SCHEMA),
+            file("events/schema.json", capture::SCHEMA_SCHEMA),
         ],
         Part::Guard => {
             guard::SCHEMA.iter().map(|(name, text)| file(&format!("guard/{name}"), text)).collect()

@@ -71,7 +71,7 @@ impl Request {
         let mut ids = Vec::with_capacity(self.datasets.len());
         for name in &self.datasets {
             let dataset =
-                snapshot.datasets.get(name).ok_or_else(|| Error::UnknownDataset(name.clone()))?;
+                snapshot.dataset(name).ok_or_else(|| Error::UnknownDataset(name.clone()))?;
             let (first, first_name) = *source.get_or_insert((dataset.source_id, name));
             if first != dataset.source_id {
                 return Err(Error::Invalid(format!(

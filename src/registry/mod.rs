@@ -24,6 +24,7 @@
 //! the guard does, and reports here with [`Registry::guard_state`].
 
 mod error;
+mod evolve;
 mod finding;
 mod follow;
 mod gap;
@@ -32,16 +33,22 @@ pub mod manifest;
 mod model;
 mod mutation;
 mod schema;
+pub mod shape;
 mod slot;
 mod snapshot;
 mod store;
 mod token;
 
 pub use error::Error;
+pub use evolve::*;
 pub use finding::{Finding, FindingFilter, Findings, NewFinding, Question, Severity};
 pub use gap::{Baseline, GuardGap};
 pub use handle::{Page, Registry, ViolationFilter};
 pub use model::*;
+pub use shape::{
+    Column, Compatibility, Difference, ReplicaIdentity, Shape, StreamColumn, StreamTable,
+    TableName, TypeKind, TypeShape,
+};
 pub use slot::SlotRecord;
 pub use snapshot::Decision;
 pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};

@@ -71,6 +71,9 @@ pub enum GuardState {
     Pending,
     /// The guard stands in the source with the registered owner and mode.
     Installed,
+    /// The table was dropped. The dataset stays, with its history, and is guarded again when the table
+    /// is there again.
+    Dropped,
 }
 
 /// A governed table: exactly one owner.
@@ -140,6 +143,8 @@ pub struct Snapshot {
     pub datasets: BTreeMap<DatasetName, Arc<Dataset>>,
     /// By name.
     pub subscriptions: BTreeMap<String, Arc<Subscription>>,
+    /// Names that datasets' tables have or had beside those they are registered under.
+    pub aliases: HashMap<DatasetName, DatasetId>,
     /// Datasets by number.
     pub datasets_by_id: HashMap<DatasetId, Arc<Dataset>>,
     /// The service a role writes for, by source and role.

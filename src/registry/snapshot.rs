@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::token::{self, Grant, TokenId};
 use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
-use crate::vocab::{DatasetName, Mode, ServiceName};
+use crate::vocab::{DatasetId, DatasetName, Mode, ServiceName};
 
 /// Whether a service may write a dataset, and by whose leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,7 @@ impl Snapshot {
                 .map(|it| (it.name.clone(), Arc::new(it)))
                 .collect(),
             service_by_role,
+            aliases: HashMap::new(),
             grants: HashMap::new(),
         }
     }
@@ -58,6 +59,25 @@ impl Snapshot {
     /// The same with what tokens are good for.
     pub(super) fn with_grants(self, grants: HashMap<TokenId, Grant>) -> Self {
         Self { grants, ..self }
+    }
+
+    /// The same with other names of datasets.
+    pub(super) fn with_aliases(self, aliases: HashMap<DatasetName, DatasetId>) -> Self {
+        Self { aliases, ..self }
+    }
+
+    /// The dataset that is registered under this name, or whose table has or had it.
+    pub fn dataset(&self, name: &DatasetName) -> Option<&Arc<Dataset>> {
+        let by_alias = || self.datasets_by_id.get(self.aliases.get(name)?);
+        self.datasets.get(name).or_else(by_alias)
+    }
+
+    /// Other names of a dataset, in order.
+    pub fn aliases_of(&self, dataset: DatasetId) -> Vec<&DatasetName> {
+        let of = self.aliases.iter().filter(|(_, id)| **id == dataset);
+        let mut names: Vec<&DatasetName> = of.map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names
     }
 
     /// What this token is good for at `now`, if anything.
@@ -78,8 +98,7 @@ impl Snapshot {
             return Err(Error::NotFound { kind: "service", name: service.to_string() });
         }
         let dataset = self
-            .datasets
-            .get(dataset)
+            .dataset(dataset)
             .ok_or_else(|| Error::NotFound { kind: "dataset", name: dataset.to_string() })?;
         Ok(Decision {
             allowed: dataset.owner == *service,
@@ -99,7 +118,7 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::registry::GuardState;
-    use crate::vocab::{DatasetId, Epoch, SourceId};
+    use crate::vocab::{Epoch, SourceId};
 
     fn snapshot() -> Snapshot {
         let service = |id: i32, name: &str, role: &str| Service {

@@ -5,6 +5,7 @@ mod attribution;
 mod change;
 mod ddl;
 mod drift;
+mod evolve;
 mod forgery;
 mod gateway;
 mod lockdown;

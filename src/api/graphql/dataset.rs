@@ -29,7 +29,7 @@ pub(super) struct DatasetNode {
 impl DatasetNode {
     /// The dataset with this name.
     pub(super) fn find(snapshot: &Arc<Snapshot>, name: &DatasetName) -> Option<Self> {
-        let dataset = Arc::clone(snapshot.datasets.get(name)?);
+        let dataset = Arc::clone(snapshot.dataset(name)?);
         Some(Self { snapshot: Arc::clone(snapshot), dataset })
     }
 }

@@ -128,7 +128,7 @@ impl RegistryQuery {
         let find = async {
             let name: DatasetName = dataset.parse()?;
             let snapshot = snapshot(ctx, at_least).await?;
-            let dataset = snapshot.datasets.get(&name).ok_or_else(|| unknown_dataset(&name))?;
+            let dataset = snapshot.dataset(&name).ok_or_else(|| unknown_dataset(&name))?;
             let owner = match as_of {
                 None => Some(dataset.owner.clone()),
                 Some(at) => shared(ctx).context.registry.owner_at(dataset.id, at).await?,

@@ -36,6 +36,8 @@ pub(super) enum GuardState {
     Pending,
     /// The guard stands in the source with the registered owner and mode.
     Installed,
+    /// The table was dropped. The dataset stays, with its history.
+    Dropped,
 }
 
 /// What became of an attempt by a service that is not the owner.

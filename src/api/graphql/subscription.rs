@@ -89,7 +89,7 @@ impl Subscription {
         let mut wanted = HashSet::new();
         for name in datasets.iter().flatten() {
             let name: DatasetName = name.parse()?;
-            if !snapshot.datasets.contains_key(&name) {
+            if snapshot.dataset(&name).is_none() {
                 return Err(unknown_dataset(&name));
             }
             wanted.insert(name.to_string());

@@ -13,15 +13,16 @@
 //!     └─┘ Logical (not transactional)  └─┘ Origin, Logical
 //! ```
 //!
-//! Invariants: the ordinal counts every row change and every truncated table of a transaction,
-//! governed or not, so that a change has the same position whenever it is read; changes up to the
-//! position already seen are counted but not pushed.
+//! Invariants: the ordinal counts every row change, every truncated table and every message that is
+//! an event of a transaction, governed or not, so that a change has the same position whenever it is
+//! read; changes up to the position already seen are counted but not pushed.
 //!
 //! A change without a message of the guard was written by the dataset's owner: in enforce mode
 //! nobody else could. A message names the writer of the changes of its dataset that follow in the
 //! transaction, until the next one.
 
 mod error;
+mod evolve;
 
 pub use error::AssembleError;
 
@@ -29,16 +30,19 @@ use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use super::attribute::{
     self, GuardMessage, HeartbeatMessage, Reason, Standing, ViolationMessage, WriterMessage,
 };
 use super::catalog::Types;
-use super::decode::{Message, Old, Relation, Truncate, Tuple};
+use super::decode::{Message, Old, PgTime, Relation, Truncate, Tuple};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
 use super::mark::Marks;
-use super::relation::{Database, PreparedRelation, Table, is_verified};
+use super::relation::{PreparedRelation, Table, is_verified};
+use super::timeline::Timeline;
 use crate::log::{BatchBuilder, KeyColumns};
-use crate::registry::{NewViolation, Snapshot};
+use crate::registry::{KnownTables, NewEvolution, NewViolation, Snapshot, TableName};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Op, Position, RoleName, ServiceName, SourceId, SourceName,
     Writer,
@@ -103,7 +107,7 @@ pub struct StreamOrigin {
 }
 
 /// What the service has to act on after a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub enum Output {
     /// Nothing.
@@ -111,6 +115,11 @@ pub enum Output {
     /// A table uses types that were not looked up yet. Look them up and hand them to
     /// [`Assembler::learn`] before the next message; else their values are written as text.
     TypesWanted(Vec<u32>),
+    /// A dataset is named that is not known: give [`Assembler::registry_changed`] the registry's latest
+    /// state, then this message again.
+    RegistryWanted,
+    /// Tables are others from here on: to be recorded before the changes that follow are in the log.
+    Evolved(Vec<NewEvolution>),
     /// The guard reports a violation.
     Violation(Box<NewViolation>),
     /// A heartbeat of some process came through.
@@ -169,6 +178,7 @@ struct Described {
 struct Transaction {
     is_open: bool,
     commit: Lsn,
+    committed: PgTime,
     ordinal: u32,
     pushed: u32,
     parts: TransactionParts,
@@ -181,6 +191,11 @@ impl Transaction {
         let next = self.ordinal.checked_add(1);
         self.ordinal = next.ok_or(AssembleError::TooManyChanges { commit: self.commit })?;
         Ok(self.ordinal)
+    }
+
+    /// When it committed; the beginning of 1970 where the clock said nothing sensible.
+    fn committed_at(&self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.committed.unix_ms()).unwrap_or_default()
     }
 }
 
@@ -201,7 +216,15 @@ pub struct Assembler {
     /// Changes up to here are already in the log.
     seen: Position,
     types: Types,
+    /// Names of types that are not built in.
+    type_names: HashMap<u32, String>,
     tables: HashMap<u32, Described>,
+    /// What tables were when.
+    timeline: Timeline,
+    /// To be recorded, since the last message.
+    news: Vec<NewEvolution>,
+    /// Where the registry's latest state was asked for.
+    asked_at: Option<Lsn>,
     transaction: Transaction,
     /// The latest writes that were let through: transaction, dataset, role.
     let_through: VecDeque<[String; 3]>,
@@ -210,14 +233,24 @@ pub struct Assembler {
 }
 
 impl Assembler {
-    /// Ready for the first message of a connection. Changes up to `seen` are not pushed again.
-    pub fn new(origin: StreamOrigin, registry: Arc<Snapshot>, seen: Position) -> Self {
+    /// Ready for the first message of a connection. Changes up to `seen` are not pushed again;
+    /// `known` is what was known of the tables where the stream begins.
+    pub fn new(
+        origin: StreamOrigin,
+        registry: Arc<Snapshot>,
+        seen: Position,
+        known: KnownTables,
+    ) -> Self {
         Self {
             origin,
             registry,
             seen,
             types: Types::new(),
+            type_names: HashMap::new(),
             tables: HashMap::new(),
+            timeline: Timeline::new(known),
+            news: Vec::new(),
+            asked_at: None,
             transaction: Transaction::default(),
             let_through: VecDeque::new(),
             marks: Marks::default(),
@@ -239,6 +272,12 @@ impl Assembler {
     pub fn learn(&mut self, types: Types) {
         self.types.merge(types);
         self.forget_resolutions();
+    }
+
+    /// The next position of the open transaction.
+    fn next_position(&mut self) -> Result<Position, AssembleError> {
+        let ordinal = self.transaction.next_ordinal()?;
+        Ok(Position::new(self.origin.epoch, self.transaction.commit, ordinal))
     }
 
     fn forget_resolutions(&mut self) {
@@ -268,6 +307,7 @@ impl Assembler {
                 sink.committed(committed.unix_ms());
                 self.transaction.is_open = true;
                 self.transaction.commit = final_lsn;
+                self.transaction.committed = committed;
                 self.transaction.ordinal = 0;
                 self.transaction.pushed = 0;
                 self.transaction.marked.clear();
@@ -299,7 +339,10 @@ impl Assembler {
                 }
                 match prefix {
                     attribute::WRITER => self.mark_writer(content),
-                    attribute::OWNERSHIP => {}
+                    attribute::SCHEMA => return self.evolve(received, content, sink),
+                    attribute::OWNERSHIP => {
+                        self.next_position()?;
+                    }
                     attribute::GUARD => {
                         return Ok(self.guard(content).map_or(Output::Nothing, Output::Guard));
                     }
@@ -311,7 +354,11 @@ impl Assembler {
                 attribute::HEARTBEAT => return Ok(heartbeat(lsn, content)),
                 _ => ignore("unknown"),
             },
-            Message::Origin { .. } | Message::Type { .. } => {}
+            Message::Type { oid, schema, name } => {
+                let [schema, name] = [schema, name].map(String::from_utf8_lossy);
+                self.type_names.insert(oid, format!("{schema}.{name}"));
+            }
+            Message::Origin { .. } => {}
             Message::StreamStart { .. }
             | Message::StreamStop
             | Message::StreamCommit { .. }
@@ -326,12 +373,20 @@ impl Assembler {
                 return out_of_order(wal, "a prepared transaction, which was not asked for");
             }
         }
-        Ok(Output::Nothing)
+        Ok(self.output())
     }
 
     fn describe(&mut self, relation: &Relation<'_>) -> Output {
         let table = Table::new(relation);
-        let mut wanted: Vec<u32> = table.types().filter(|oid| !self.types.knows(*oid)).collect();
+        let here =
+            Position::new(self.origin.epoch, self.transaction.commit, self.transaction.ordinal);
+        // Where the guard said what types are made of, the catalog is not asked what they are now.
+        let said = self
+            .dataset_of(relation.oid, &table, here)
+            .and_then(|dataset| Some(Types::of(&self.timeline.valid_at(dataset.id, here)?.shape)));
+        let said = said.unwrap_or_default();
+        let known = |oid: u32| self.types.knows(oid) || said.knows(oid);
+        let mut wanted: Vec<u32> = table.types().filter(|oid| !known(*oid)).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let resolution = Resolution::Pending;
@@ -354,33 +409,32 @@ impl Assembler {
 
     fn change(
         &mut self,
-        Received { wal, now_ms }: Received,
+        received: Received,
         oid: u32,
         op: Op,
         rows: Rows<'_>,
         sink: &mut impl Sink,
     ) -> Result<(), AssembleError> {
+        let Received { wal, now_ms } = received;
         if !self.transaction.is_open {
             return out_of_order(wal, "a change outside a transaction");
         }
-        let ordinal = self.transaction.next_ordinal()?;
-        let position = Position::new(self.origin.epoch, self.transaction.commit, ordinal);
-        let described =
-            self.tables.get_mut(&oid).ok_or(AssembleError::UnknownRelation { wal, oid })?;
+        let mut position = self.change_position(received, sink)?;
+        let unknown = || AssembleError::UnknownRelation { wal, oid };
+        let described = self.tables.get(&oid).ok_or_else(unknown)?;
         if position <= self.seen {
             return Ok(());
         }
         if matches!(described.resolution, Resolution::Pending) {
-            described.resolution =
-                resolve(&described.table, &self.origin, &self.registry, &self.types);
+            position = self.resolve(received, oid, position, sink)?;
         }
+        let described = self.tables.get(&oid).ok_or_else(unknown)?;
         let Resolution::Governed(relation) = &described.resolution else { return Ok(()) };
         if !tuples(rows).all(|tuple| relation.fits(tuple)) {
-            let Table { schema, name, .. } = &described.table;
-            let (schema, table) = (schema.clone(), name.clone());
+            let TableName { schema, table } = described.table.name.clone();
             return Err(AssembleError::Columns { wal, schema, table });
         }
-        let transaction = &self.transaction;
+        let (transaction, ordinal) = (&self.transaction, position.ordinal());
         let marked = transaction.marked.get(&relation.dataset);
         let owner = || relation.owner_part(self.origin.epoch, transaction.commit);
         let writer = marked.map_or_else(owner, Vec::as_slice);
@@ -474,15 +528,6 @@ fn heartbeat(lsn: Lsn, content: &[u8]) -> Output {
             Output::Nothing
         }
     }
-}
-
-fn resolve(table: &Table, origin: &StreamOrigin, registry: &Snapshot, types: &Types) -> Resolution {
-    let name = DatasetName::new(&origin.source, &table.schema, &table.name);
-    let Some(dataset) = name.ok().and_then(|name| registry.datasets.get(&name)) else {
-        return Resolution::Ungoverned;
-    };
-    let database = Database { source: &origin.source, database: &origin.database };
-    Resolution::Governed(PreparedRelation::new(table, &database, dataset, types))
 }
 
 fn tuples(rows: Rows<'_>) -> impl Iterator<Item = Tuple<'_>> {

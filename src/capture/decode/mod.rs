@@ -33,7 +33,7 @@ use reader::Reader;
 use crate::vocab::Lsn;
 
 /// Microseconds since 2000-01-01 00:00 UTC, PostgreSQL's own epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PgTime(pub i64);
 
 impl PgTime {

@@ -1,5 +1,6 @@
 //! The registry's SQL, one function per question. Callers own the connection.
 
+mod evolve;
 mod finding;
 mod gap;
 mod read;
@@ -8,6 +9,9 @@ mod token;
 mod violation;
 mod write;
 
+pub(super) use evolve::{
+    couplings, evolutions_record, known_tables, schema_history, unowned_count, unowned_tables,
+};
 pub(super) use finding::{findings, findings_record};
 pub(super) use gap::{baseline, baseline_put, baseline_sound, gap_close, gap_open};
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};

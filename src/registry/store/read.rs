@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::{token, unreadable};
+use super::{evolve, token, unreadable};
 use crate::registry::schema::{
     datasets, ownership_periods, registry_state, service_roles, services, sources, subscriptions,
 };
@@ -35,7 +35,9 @@ pub(in crate::registry) async fn snapshot(
     let datasets = load_datasets(connection).await?;
     let subscriptions = load_subscriptions(connection).await?;
     let grants = token::grants(connection).await?;
-    Ok(Snapshot::new(revision, services, sources, datasets, subscriptions).with_grants(grants))
+    let aliases = evolve::aliases(connection).await?;
+    let snapshot = Snapshot::new(revision, services, sources, datasets, subscriptions);
+    Ok(snapshot.with_grants(grants).with_aliases(aliases))
 }
 
 async fn load_sources(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Source>> {
@@ -109,7 +111,11 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
     let read = |(row, source, owner): (DatasetRow, String, String)| {
         let source: SourceName = source.parse().map_err(unreadable)?;
         let name = DatasetName::new(&source, &row.schema_name, &row.table_name);
-        let installed = row.guard == "installed";
+        let guard = match row.guard.as_str() {
+            "installed" => GuardState::Installed,
+            "dropped" => GuardState::Dropped,
+            _ => GuardState::Pending,
+        };
         Ok(Dataset {
             id: DatasetId(row.id),
             name: name.map_err(unreadable)?,
@@ -120,7 +126,7 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
             tags: row.tags,
             columns: serde_json::from_value(row.column_facts).map_err(unreadable)?,
             derived_from: row.derived_from,
-            guard: if installed { GuardState::Installed } else { GuardState::Pending },
+            guard,
             gaps: gaps.remove(&row.id).unwrap_or_default(),
             created_at: row.created_at,
         })

@@ -19,6 +19,7 @@ use crate::vocab::{DatasetId, DatasetName, RoleName, ServiceName, SourceName};
 
 const PENDING: &str = "pending";
 const INSTALLED: &str = "installed";
+const DROPPED: &str = "dropped";
 
 /// The numbers of what mutations name.
 struct Known {
@@ -96,6 +97,7 @@ pub(in crate::registry) async fn guard_state(
                 .set(datasets::guard.eq(match state {
                     GuardState::Pending => PENDING,
                     GuardState::Installed => INSTALLED,
+                    GuardState::Dropped => DROPPED,
                 }))
                 .execute(connection)
                 .await?;

@@ -1,5 +1,7 @@
 //! Whole streams through the assembler: positions, writers, rows, and what may not happen.
 
+mod evolve;
+
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
@@ -35,8 +37,13 @@ impl Sink for Changes {
 }
 
 impl Changes {
-    fn events(&self) -> Vec<Value> {
+    fn all(&self) -> Vec<Value> {
         self.0.iter().map(|change| serde_json::from_str(&change.3).unwrap()).collect()
+    }
+
+    /// What happened to rows.
+    fn events(&self) -> Vec<Value> {
+        self.all().into_iter().filter(|event| event.get("op").is_some()).collect()
     }
 
     fn ordinals(&self) -> Vec<u32> {
@@ -61,7 +68,9 @@ fn registry(guard: GuardState) -> Arc<Snapshot> {
         gaps: vec![],
         created_at: DateTime::<Utc>::UNIX_EPOCH,
     };
-    snapshot.datasets.insert(name, Arc::new(dataset));
+    let dataset = Arc::new(dataset);
+    snapshot.datasets_by_id.insert(dataset.id, Arc::clone(&dataset));
+    snapshot.datasets.insert(name, dataset);
     for (role, service) in [("orders_app", "orders"), ("billing_app", "billing")] {
         let role = ("shop".parse().unwrap(), role.parse().unwrap());
         snapshot.service_by_role.insert(role, service.parse().unwrap());
@@ -72,19 +81,25 @@ fn registry(guard: GuardState) -> Arc<Snapshot> {
 struct Stream {
     assembler: Assembler,
     changes: Changes,
+    news: Vec<NewEvolution>,
 }
 
 impl Stream {
     /// After the definitions of both tables: `orders (id int8 key, status text, note text)`.
     fn new(seen: Position) -> Self {
+        Self::knowing(seen, KnownTables::default())
+    }
+
+    /// The same with what is known of the tables.
+    fn knowing(seen: Position, known: KnownTables) -> Self {
         let origin = StreamOrigin {
             source_id: SourceId(1),
             source: "shop".parse().unwrap(),
             database: "shopdb".to_owned(),
             epoch: Epoch::FIRST,
         };
-        let assembler = Assembler::new(origin, registry(GuardState::Installed), seen);
-        let mut stream = Self { assembler, changes: Changes::default() };
+        let assembler = Assembler::new(origin, registry(GuardState::Installed), seen, known);
+        let mut stream = Self { assembler, changes: Changes::default(), news: vec![] };
         for (oid, name) in [(ORDERS, &b"orders"[..]), (OTHER, b"other")] {
             stream.describe(oid, name, b'd');
         }
@@ -118,7 +133,11 @@ impl Stream {
     fn transaction(&mut self, messages: &[Vec<u8>]) -> u32 {
         assert_eq!(self.feed(&encode::begin(COMMIT, COMMITTED, 741)), Output::Nothing);
         for message in messages {
-            assert_eq!(self.feed(message), Output::Nothing);
+            match self.feed(message) {
+                Output::Nothing => {}
+                Output::Evolved(news) => self.news.extend(news),
+                other => panic!("{other:?}"),
+            }
         }
         let output = self.feed(&encode::commit(COMMIT, COMMIT + 8, COMMITTED));
         let Output::Committed { end, pushed } = output else { panic!("{output:?}") };
@@ -155,7 +174,7 @@ fn the_documented_event_is_what_a_subscriber_gets() {
         r#""source":{"connector":"cadastre","name":"shop","db":"shopdb","schema":"public","#,
         r#""table":"orders","lsn":23897416,"txId":741,"ts_ms":1780000000000,"snapshot":"false"},"#,
         r#""transaction":{"id":"741:23897416","total_order":3},"ts_ms":1780000000004,"#,
-        r#""dataset":"shop.public.orders","position":"01-00000000016CA548-00000003","#,
+        r#""dataset":"shop.public.orders","schema_version":1,"position":"01-00000000016CA548-00000003","#,
         r#""writer":{"service":"orders","role":"orders_app","verified":true},"#,
         r#""traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","#,
         r#""unchanged":["note"]}"#,
@@ -456,7 +475,11 @@ fn events_have_the_members_their_schema_names() {
     };
     let events = stream.changes.events();
     let [least, most] = events.as_slice() else { panic!("{events:?}") };
-    assert_eq!(names(least), names(&schema["required"]));
+    // Changes that were captured before versions were kept have none.
+    let mut required = names(&schema["required"]);
+    required.push("schema_version".to_owned());
+    required.sort();
+    assert_eq!(names(least), required);
     assert_eq!(names(most), names(&schema["properties"]));
     for part in ["source", "transaction", "writer"] {
         assert_eq!(names(&least[part]), names(&schema["properties"][part]["required"]), "{part}");
