@@ -54,12 +54,24 @@ CREATE TABLE IF NOT EXISTS cadastre.installing (xid xid8 PRIMARY KEY);
 ALTER TABLE cadastre.installing OWNER TO cadastre;
 GRANT SELECT ON cadastre.installing TO PUBLIC;
 
+-- What anybody could do before, and can again once all this is uninstalled.
+CREATE TABLE IF NOT EXISTS cadastre.taken (function text PRIMARY KEY);
+ALTER TABLE cadastre.taken OWNER TO cadastre;
+
 -- Whoever can emit logical messages could put words into the guard's mouth.
 DO $$
-DECLARE f regprocedure;
+DECLARE f record;
 BEGIN
-  FOR f IN SELECT oid FROM pg_catalog.pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
-    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO cadastre', f);
+  FOR f IN
+    SELECT p.oid::regprocedure AS name, EXISTS (
+        SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0) AS open
+    FROM pg_catalog.pg_proc p
+    WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
+  LOOP
+    IF f.open THEN
+      INSERT INTO cadastre.taken VALUES (f.name::text) ON CONFLICT DO NOTHING;
+    END IF;
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f.name);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO cadastre', f.name);
   END LOOP;
 END $$;

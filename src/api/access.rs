@@ -74,6 +74,8 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Mutation", "sourceRegister", Needs::Admin),
     ("Mutation", "datasetRegister", Needs::Owner),
     ("Mutation", "datasetSetMode", Needs::Owner),
+    ("Mutation", "sourceUninstall", Needs::Admin),
+    ("Mutation", "datasetRelease", Needs::Admin),
     ("Mutation", "tokenCreate", Needs::Admin),
     ("Mutation", "tokenRevoke", Needs::Owner),
     ("Subscription", "changes", Needs::Token),

@@ -108,7 +108,7 @@ impl Captures {
             };
             SourceStatus { source: source.clone(), state }
         };
-        snapshot.sources.keys().map(status).collect()
+        snapshot.sources.values().filter(|it| !it.leaving).map(|it| status(&it.name)).collect()
     }
 
     /// Runs one capture per registered source until `tasks` stop: begins those that were added,
@@ -123,7 +123,8 @@ impl Captures {
             let outdated: Vec<SourceName> = running
                 .iter()
                 .filter(|(name, (url, _))| {
-                    snapshot.sources.get(*name).is_none_or(|source| source.url != *url)
+                    let source = snapshot.sources.get(*name);
+                    source.is_none_or(|source| source.url != *url || source.leaving)
                 })
                 .map(|(name, _)| name.clone())
                 .collect();
@@ -134,7 +135,7 @@ impl Captures {
                 self.shared.states.write().remove(&name);
                 self.shared.pulses.write().remove(&name);
             }
-            for (name, source) in &snapshot.sources {
+            for (name, source) in snapshot.sources.iter().filter(|(_, source)| !source.leaving) {
                 running.entry(name.clone()).or_insert_with(|| {
                     let child = tasks.child();
                     let capture =

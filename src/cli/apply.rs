@@ -44,7 +44,7 @@ pub(crate) async fn run(command: Apply) -> Result<(), Error> {
             return plan.print(command.format);
         }
         eprint!("{}", plan.to_text());
-        if !confirmed()? {
+        if !confirmed("apply?")? {
             eprintln!("nothing was changed");
             return Err(Error::No);
         }
@@ -58,8 +58,8 @@ pub(crate) async fn run(command: Apply) -> Result<(), Error> {
 }
 
 /// Asks on the terminal; only a clear yes is one.
-fn confirmed() -> Result<bool, Error> {
-    eprint!("apply? [y/N] ");
+pub(super) fn confirmed(question: &str) -> Result<bool, Error> {
+    eprint!("{question} [y/N] ");
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

@@ -22,6 +22,7 @@ mod plan;
 mod schema;
 mod tail;
 mod token;
+mod uninstall;
 mod up;
 
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ enum Command {
     Owner(owner::Owner),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    Uninstall(uninstall::Uninstall),
     Token(token::TokenCommand),
     Schema(schema::Schema),
 }
@@ -95,6 +97,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Owner(command) => owner::run(command).await,
             Command::Check(command) => check::run(command).await,
             Command::Doctor(command) => doctor::run(command).await,
+            Command::Uninstall(command) => uninstall::run(command).await,
             Command::Token(command) => token::run(command).await,
             Command::Schema(command) => schema::run(&command),
         }

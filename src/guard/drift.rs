@@ -35,12 +35,14 @@ pub(super) enum Reach {
 }
 
 /// What mends a drift.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Repair {
     /// Installing again what is not as wanted.
     Install,
     /// Running the scripts again.
     Scripts,
+    /// Taking the guard off a table that is not governed.
+    Release(DatasetName),
     /// A person.
     Nobody,
 }
@@ -238,12 +240,12 @@ pub(super) async fn look(
     let at = fingerprint::wal_end(client).await?;
     let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
     let mut drifts = Vec::new();
-    if !wanted.datasets.is_empty() {
+    if !wanted.datasets.is_empty() || baseline.is_some() {
         let asked = Asked::new(source, wanted);
         let whole = objects(client, baseline, &mut drifts).await?;
         guards(client, &asked, &mut drifts).await?;
         if whole {
-            noted(client, &asked, &mut drifts).await?;
+            noted(client, source, &asked, &mut drifts).await?;
             privileges(client, &mut drifts).await?;
         }
         emitters(client, wanted, &mut drifts).await?;
@@ -373,13 +375,24 @@ async fn guards(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> 
     Ok(())
 }
 
-async fn noted(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> Result<(), Error> {
+async fn noted(
+    client: &Connection,
+    source: &SourceName,
+    asked: &Asked,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), Error> {
     let Asked { names, schemas, tables, owners, roles, modes, .. } = asked;
     for row in client.query(NOTED, &[names, schemas, tables, owners, roles, modes]).await? {
         let (dataset, foreign): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
         let (found, expected): (String, String) = (row.try_get(2)?, row.try_get(3)?);
         let known = if foreign { None } else { dataset.parse().ok() };
-        let repair = if foreign { Repair::Nobody } else { Repair::Install };
+        // What is left of a dataset that was released, when it died before it was done.
+        let released = dataset.parse().ok().filter(|it: &DatasetName| it.source() == source);
+        let repair = match (foreign, released) {
+            (false, _) => Repair::Install,
+            (true, Some(released)) => Repair::Release(released),
+            (true, None) => Repair::Nobody,
+        };
         let object = format!("cadastre.dataset: {dataset}");
         let finding = NewFinding {
             dataset: known,

@@ -14,6 +14,7 @@ use super::{Error, Need, Refusal, doctor, fingerprint, preflight};
 use crate::config::PostgresOptions;
 use crate::pg::{self, Connection, SlotFound, Target, ensure_publication, ensure_slot};
 use crate::registry::{GuardState, Mutation, Registry, Revision};
+use crate::task::Failpoint;
 use crate::vocab::{DatasetId, DatasetName, Lsn, Mode, SourceName};
 
 /// Puts ownership into sources. Cheap to clone; clones share.
@@ -52,6 +53,7 @@ impl Governor {
         let (sources, touched) = desired(&self.registry.snapshot(), mutations);
         let connected = self.connect(&sources, &touched).await?;
         let refusals = self.preflight(&sources, &connected).await?;
+        Failpoint::GuardApply.hit();
         if !refusals.is_empty() {
             return Err(Error::Refused(refusals));
         }
@@ -65,6 +67,7 @@ impl Governor {
                 }
             }
         }
+        Failpoint::GuardApply.hit();
         let revision = match self.registry.apply(mutations).await {
             Ok(revision) => revision,
             Err(error) => {
@@ -72,6 +75,7 @@ impl Governor {
                 return Err(error.into());
             }
         };
+        Failpoint::GuardApply.hit();
         if prepared.is_empty() {
             return Ok(revision);
         }
@@ -82,8 +86,10 @@ impl Governor {
                 let version = fingerprint::version();
                 self.registry.baseline_put(registered.id, &version, objects, *at).await?;
             }
+            Failpoint::GuardApply.hit();
             let committed = source.client.batch_execute("COMMIT").await;
             committed.map_err(|error| failed(&source.name, error.into()))?;
+            Failpoint::GuardApply.hit();
         }
         self.installed(&touched).await
     }
@@ -184,11 +190,17 @@ impl Governor {
     ) -> Result<Prepared, Error> {
         let fail = |cause| failed(name, cause);
         ensure_publication(&client, &name.publication()).await.map_err(fail)?;
-        let slot_created =
-            ensure_slot(&client, &name.slot()).await.map_err(fail)? == SlotFound::Created;
+        let deadline = Instant::now() + self.options.guard_patience;
+        let slot_created = loop {
+            match ensure_slot(&client, &name.slot()).await {
+                // A new slot waits for the transactions that are open; nobody waits for it.
+                Err(pg::Error::SlotBlocked { .. }) if Instant::now() < deadline => {}
+                found => break found.map_err(fail)? == SlotFound::Created,
+            }
+        };
+        Failpoint::GuardApply.hit();
         let mut prepared = Prepared { name: name.clone(), client, slot_created, objects: None };
         let Some(wanted) = sources.get(name) else { return Ok(prepared) };
-        let deadline = Instant::now() + self.options.guard_patience;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(1))

@@ -30,8 +30,10 @@ mod finding_kind;
 mod fingerprint;
 mod governor;
 mod install;
+mod leave;
 mod preflight;
 mod reconcile;
+mod uninstall;
 
 pub use doctor::Need;
 pub use drift::kind::ALL as DRIFT_KINDS;

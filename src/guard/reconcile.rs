@@ -22,6 +22,7 @@ use super::desired::{Desired, desired};
 use super::drift::{self, Look};
 use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
+use super::uninstall::{self, Progress};
 use super::{Error, fingerprint, preflight};
 use crate::pg::{self, Connection, ensure_publication, quote_ident};
 use crate::registry::{Baseline, Finding, GuardState, NewFinding, Source};
@@ -93,11 +94,15 @@ impl Governor {
     /// Brings one source to what the registry says now. Returns false when a repair has to be tried
     /// again soon.
     async fn reconcile(&self, name: &SourceName) -> Result<bool, Error> {
-        let _applying = self.applying.lock().await;
+        let applying = self.applying.lock().await;
         self.registry.refresh().await?;
         let Some(source) = self.registry.snapshot().sources.get(name).cloned() else {
             return Ok(true);
         };
+        if source.leaving {
+            drop(applying);
+            return Ok(self.leave(&source).await? != Progress::Waiting);
+        }
         let (sources, _) = desired(&self.registry.snapshot(), &[]);
         let Some(wanted) = sources.get(name) else { return Ok(true) };
         let client = self.open(name, wanted).await?;
@@ -126,6 +131,11 @@ impl Governor {
         let mut done = true;
         if look.wants_scripts() {
             done &= self.mend_objects(&client, &source, wanted, baseline.as_ref()).await?;
+        }
+        for drift in &look.drifts {
+            if let drift::Repair::Release(dataset) = &drift.repair {
+                done &= self.mend_released(&client, &source, dataset).await?;
+            }
         }
         let mut to_mend: BTreeSet<DatasetName> = look
             .drifts
@@ -253,6 +263,24 @@ impl Governor {
         self.registry.baseline_put(source.id, &version, &objects, at).await?;
         self.commit(client, source).await?;
         Ok(true)
+    }
+
+    /// Takes what is left of a released dataset out of the source.
+    async fn mend_released(
+        &self,
+        client: &Connection,
+        source: &Source,
+        dataset: &DatasetName,
+    ) -> Result<bool, Error> {
+        let attempt = async {
+            install::begin(client, &self.options).await?;
+            uninstall::release(client, &source.name, dataset).await
+        };
+        let released = self.given_up(client, source, attempt.await).await?;
+        if released.is_some() {
+            self.commit(client, source).await?;
+        }
+        Ok(released.is_some())
     }
 
     /// Installs one dataset (or only roles and publication), and tells that its guard stands again

@@ -158,6 +158,11 @@ impl Error {
         self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether other objects depend on what was to be dropped.
+    pub fn is_dependent(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
+    }
+
     /// The SQLSTATE that PostgreSQL gave, where it is known; diesel does not pass it on.
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {

@@ -147,7 +147,7 @@ const WRITING: &str = "
 ///
 /// # Errors
 /// When the name is taken by a slot of another kind, no slot is free, a transaction that writes
-/// does not end within the statement timeout, or the connection fails.
+/// does not end within the lock or statement timeout, or the connection fails.
 pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, Error> {
     if slot_state(client, name).await?.is_some() {
         return Ok(SlotFound::Existing);
@@ -160,7 +160,11 @@ pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, E
     };
     match client.execute(create, &[&name]).await {
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(SlotFound::Existing),
-        Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+        // It waits for them as for a lock, and holds up nobody meanwhile.
+        Err(error)
+            if [Some(&SqlState::QUERY_CANCELED), Some(&SqlState::LOCK_NOT_AVAILABLE)]
+                .contains(&error.code()) =>
+        {
             match client.query_opt(WRITING, &[]).await? {
                 Some(row) => Err(Error::SlotBlocked { slot: name.to_owned(), by: row.try_get(0)? }),
                 None => Err(error.into()),

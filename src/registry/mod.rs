@@ -29,6 +29,7 @@ mod finding;
 mod follow;
 mod gap;
 mod handle;
+mod leave;
 pub mod manifest;
 mod model;
 mod mutation;

@@ -47,6 +47,8 @@ pub struct Source {
     pub url: String,
     /// The generation of its slot.
     pub epoch: Epoch,
+    /// It is being uninstalled: it has no datasets any more and is not captured.
+    pub leaving: bool,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
 }

@@ -23,6 +23,7 @@ diesel::table! {
         name -> Text,
         url -> Text,
         epoch -> Int2,
+        state -> Text,
         created_at -> Timestamptz,
     }
 }
@@ -62,6 +63,8 @@ diesel::table! {
         column_facts -> Jsonb,
         derived_from -> Array<Text>,
         guard -> Text,
+        owned -> Nullable<Bool>,
+        released_at -> Nullable<Timestamptz>,
         created_at -> Timestamptz,
     }
 }

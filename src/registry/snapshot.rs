@@ -134,6 +134,7 @@ mod tests {
             name: "shop".parse().unwrap(),
             url: "${SHOP}".to_owned(),
             epoch: Epoch::FIRST,
+            leaving: false,
             created_at: DateTime::UNIX_EPOCH,
         };
         let dataset = |id: i32, table: &str, owner: &str| Dataset {

@@ -11,6 +11,10 @@
 pub enum Failpoint {
     /// Part of an unfinished transaction was received and not written to disk.
     CaptureSpill,
+    /// Any step of applying a change of guards.
+    GuardApply,
+    /// Any step of taking Cadastre out of a source.
+    GuardUninstall,
     /// Changes were decoded and not appended.
     CaptureBeforeAppend,
     /// Changes were appended: readers see them, the store does not have them.
@@ -21,7 +25,9 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
+        Self::GuardApply,
+        Self::GuardUninstall,
         Self::CaptureSpill,
         Self::CaptureBeforeAppend,
         Self::LogBeforeDurable,
@@ -31,6 +37,8 @@ impl Failpoint {
     /// Its name in `CADASTRE_FAILPOINTS`.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::GuardApply => "guard.apply",
+            Self::GuardUninstall => "guard.uninstall",
             Self::CaptureSpill => "capture.spill",
             Self::CaptureBeforeAppend => "capture.before_append",
             Self::LogBeforeDurable => "log.before_durable",

@@ -110,6 +110,18 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ),
     (
         "Mutation",
+        "sourceUninstall",
+        "sourceUninstall(input: {source: \"nowhere\"}) { revision }",
+        ADMIN,
+    ),
+    (
+        "Mutation",
+        "datasetRelease",
+        "datasetRelease(input: {dataset: \"shop.public.nothing\"}) { revision }",
+        ADMIN,
+    ),
+    (
+        "Mutation",
         "datasetSetMode",
         "datasetSetMode(input: {dataset: \"shop.public.orders\", mode: ENFORCE}) { revision }",
         OWNER,

@@ -8,9 +8,11 @@ mod drift;
 mod evolve;
 mod forgery;
 mod gateway;
+mod load;
 mod lockdown;
 mod matrix;
 mod routes;
+mod uninstall;
 
 use serde_json::{Value, json};
 use tokio_postgres::{Client, Error};

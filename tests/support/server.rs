@@ -138,6 +138,21 @@ impl Server {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "died at {}", point.name());
     }
 
+    /// Starts it again, ready to serve and to die the `count`-th time it comes to `point`.
+    pub(crate) async fn restart_armed(&mut self, point: Failpoint, count: u32) {
+        let armed = ("CADASTRE_FAILPOINTS".to_owned(), format!("{}={count}", point.name()));
+        self.env.push(armed);
+        self.restart().await;
+        self.env.pop();
+    }
+
+    /// Waits until it has died at a failpoint.
+    pub(crate) async fn died(&mut self) {
+        let ended = tokio::time::timeout(WAIT, self.child.wait()).await;
+        let status = ended.expect("the server dies in time").expect("wait for the server");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "died at the failpoint");
+    }
+
     /// Starts it again, on the same port, after it has ended.
     pub(crate) async fn restart(&mut self) {
         let listen = self.url.trim_start_matches("http://").to_owned();

@@ -18,6 +18,7 @@ mod dataset;
 mod failure;
 mod finding;
 mod http;
+mod leave;
 mod mutation;
 mod operation;
 mod page;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, InputObject, MergedObject, Object, SimpleObject};
 
 use super::dataset::{DatasetNode, SourceNode};
+use super::leave::LeaveMutation;
 use super::scalar::{Mode, caller, shared};
 use super::service::ServiceNode;
 use super::token::TokenMutation;
@@ -264,7 +265,7 @@ impl DatasetPayload {
 
 /// The root of mutations: a part for each noun that has many.
 #[derive(Default, MergedObject)]
-pub(in crate::api) struct Mutation(RegistryMutation, TokenMutation);
+pub(in crate::api) struct Mutation(RegistryMutation, LeaveMutation, TokenMutation);
 
 /// The part of the root of mutations that declares services, sources and datasets.
 #[derive(Default)]

@@ -50,6 +50,7 @@ fn applied(mutations: &[Mutation]) -> Snapshot {
                     name,
                     url,
                     epoch: Epoch::FIRST,
+                    leaving: false,
                     created_at,
                 });
             }

@@ -3,6 +3,7 @@
 mod evolve;
 mod finding;
 mod gap;
+mod leave;
 mod read;
 mod slot;
 mod token;
@@ -14,6 +15,7 @@ pub(super) use evolve::{
 };
 pub(super) use finding::{findings, findings_record};
 pub(super) use gap::{baseline, baseline_put, baseline_sound, gap_close, gap_open};
+pub(super) use leave::{dataset_release, source_leave, source_left};
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};
 pub(super) use slot::{epoch_begin, slot_confirm, slot_record, slot_record_put};
 pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};

@@ -41,14 +41,26 @@ pub(in crate::registry) async fn snapshot(
 }
 
 async fn load_sources(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Source>> {
-    let rows: Vec<(i32, String, String, i16, DateTime<Utc>)> =
-        sources::table.load(connection).await?;
-    let read = |(id, name, url, epoch, created_at): (_, String, _, i16, _)| {
+    type Row = (i32, String, String, i16, String, DateTime<Utc>);
+    let rows: Vec<Row> = sources::table
+        .filter(sources::state.ne("left"))
+        .select((
+            sources::id,
+            sources::name,
+            sources::url,
+            sources::epoch,
+            sources::state,
+            sources::created_at,
+        ))
+        .load(connection)
+        .await?;
+    let read = |(id, name, url, epoch, state, created_at): Row| {
         Ok(Source {
             id: SourceId(id),
             name: name.parse().map_err(unreadable)?,
             url,
             epoch: Epoch::new(u8::try_from(epoch).map_err(unreadable)?),
+            leaving: state == "leaving",
             created_at,
         })
     };
@@ -104,6 +116,7 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
     let rows: Vec<(DatasetRow, String, String)> = datasets::table
         .inner_join(sources::table)
         .inner_join(services::table)
+        .filter(datasets::released_at.is_null())
         .select((DatasetRow::as_select(), sources::name, services::name))
         .load(connection)
         .await?;

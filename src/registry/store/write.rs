@@ -29,8 +29,11 @@ struct Known {
 
 impl Known {
     async fn load(connection: &mut AsyncPgConnection) -> QueryResult<Self> {
-        let sources: Vec<(String, i32)> =
-            sources::table.select((sources::name, sources::id)).load(connection).await?;
+        let sources: Vec<(String, i32)> = sources::table
+            .filter(sources::state.eq("governed"))
+            .select((sources::name, sources::id))
+            .load(connection)
+            .await?;
         let services: Vec<(String, i32)> =
             services::table.select((services::name, services::id)).load(connection).await?;
         Ok(Self {
@@ -133,15 +136,29 @@ async fn put_source(
     connection: &mut AsyncPgConnection,
     name: &SourceName,
     url: &str,
-) -> QueryResult<()> {
+) -> Result<(), Error> {
+    let leaving: i64 = sources::table
+        .filter(sources::name.eq(name.as_str()))
+        .filter(sources::state.eq("leaving"))
+        .count()
+        .get_result(connection)
+        .await?;
+    if leaving > 0 {
+        return Err(Error::Conflict {
+            message: format!(
+                "source \"{name}\" is being uninstalled: declare it again once that is done"
+            ),
+        });
+    }
+    let declared = (sources::url.eq(url), sources::state.eq("governed"));
     diesel::insert_into(sources::table)
-        .values((sources::name.eq(name.as_str()), sources::url.eq(url)))
+        .values((sources::name.eq(name.as_str()), declared))
         .on_conflict(sources::name)
         .do_update()
-        .set(sources::url.eq(url))
+        .set(declared)
         .execute(connection)
-        .await
-        .map(drop)
+        .await?;
+    Ok(())
 }
 
 async fn put_service(
@@ -253,15 +270,20 @@ async fn put_dataset(
         column_facts: serde_json::to_value(columns).map_err(unwritable)?,
         derived_from: sorted(derived_from),
     };
-    let present: Option<(i32, i32, String)> = datasets::table
+    let present: Option<(i32, i32, String, bool)> = datasets::table
         .filter(datasets::source_id.eq(source_id))
         .filter(datasets::schema_name.eq(name.schema()))
         .filter(datasets::table_name.eq(name.table()))
-        .select((datasets::id, datasets::owner_id, datasets::mode))
+        .select((
+            datasets::id,
+            datasets::owner_id,
+            datasets::mode,
+            datasets::released_at.is_not_null(),
+        ))
         .first(connection)
         .await
         .optional()?;
-    let Some((id, owner_before, mode_before)) = present else {
+    let Some((id, owner_before, mode_before, released)) = present else {
         let (id, now) = diesel::insert_into(datasets::table)
             .values((
                 datasets::source_id.eq(source_id),
@@ -275,7 +297,21 @@ async fn put_dataset(
             .await?;
         return Ok(begin_period(connection, id, owner_id, now).await?);
     };
-    if owner_before != owner_id {
+    if released {
+        // It comes back: a period of its own, after those it had.
+        let began: Ended =
+            diesel::sql_query(BACK).bind::<Integer, _>(id).get_result(connection).await?;
+        begin_period(connection, id, owner_id, began.at).await?;
+        diesel::update(datasets::table.find(id))
+            .set((
+                datasets::owned.eq(Some(true)),
+                datasets::released_at.eq(None::<DateTime<Utc>>),
+                datasets::owner_id.eq(owner_id),
+                datasets::guard.eq(PENDING),
+            ))
+            .execute(connection)
+            .await?;
+    } else if owner_before != owner_id {
         let ended = end_period(connection, id).await?;
         begin_period(connection, id, owner_id, ended).await?;
     }
@@ -290,6 +326,11 @@ async fn put_dataset(
     Ok(())
 }
 
+/// When the next period of a dataset without an owner may begin: now, but not before the last ended.
+const BACK: &str = "
+    SELECT greatest(clock_timestamp(), max(upper(during))) AS at FROM ownership_periods
+    WHERE dataset_id = $1";
+
 /// The moment a period ended.
 #[derive(QueryableByName)]
 struct Ended {
@@ -298,7 +339,7 @@ struct Ended {
 }
 
 /// Ends the present period now; a microsecond after its beginning if the clock went back.
-async fn end_period(
+pub(super) async fn end_period(
     connection: &mut AsyncPgConnection,
     dataset: i32,
 ) -> QueryResult<DateTime<Utc>> {
