@@ -30,7 +30,7 @@ use crate::api::{self, Serving, Tokens};
 use crate::capture::Captures;
 use crate::config::{CaptureOptions, HttpOptions, LogOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
-use crate::feed::Feed;
+use crate::feed::{Feed, Subscriptions};
 use crate::gateway::{Gateway, Login};
 use crate::guard::Governor;
 use crate::log::{Log, Policies, Policy, PostgresStore, Retention, Store};
@@ -175,7 +175,7 @@ impl App {
             http: None,
             postgres,
         };
-        let store: Arc<dyn Store> = Arc::new(PostgresStore::new(pool));
+        let store: Arc<dyn Store> = Arc::new(PostgresStore::new(pool.clone()));
         let log = Log::new(Arc::clone(&store), &app.logging, options.capture.log_linger);
         let retention = Retention {
             store,
@@ -183,6 +183,7 @@ impl App {
             every: options.log.log_sweep,
         };
         let feed = Feed::new(registry.clone(), log.clone());
+        let subscriptions = Subscriptions::new(registry.clone(), log.clone(), pool);
         let governor = Governor::new(registry.clone(), options.postgres.clone());
         let mut capture = options.capture.clone();
         capture.spill_dir.get_or_insert_with(|| options.data_dir.join(SPILL_DIR));
@@ -194,6 +195,7 @@ impl App {
         app.working.spawn("metrics", metrics.clone().run(stopping.clone()));
         app.working.spawn("registry", registry.clone().run(stopping.clone()));
         app.working.spawn("log retention", retention.run(stopping.clone()));
+        app.working.spawn("subscriptions", subscriptions.clone().keep(stopping.clone()));
         app.working.spawn("guard", governor.clone().run(stopping));
         app.working.spawn("capture", captures.clone().run(app.working.clone()));
         let context = api::Context {
@@ -201,6 +203,7 @@ impl App {
             governor,
             gateway,
             feed,
+            subscriptions,
             captures,
             tokens: Tokens::new(&token),
             metrics: Arc::new(move || metrics.render()),

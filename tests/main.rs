@@ -7,6 +7,7 @@ mod acceptance;
 mod api;
 mod capture;
 mod cli;
+mod deliver;
 mod embedded;
 mod feed;
 mod guard;

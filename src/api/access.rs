@@ -47,6 +47,15 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/feed", Needs::Token),
     // The guard says whether it is the owner.
     ("POST", "/v1/datasets/{dataset}/rows", Needs::Owner),
+    ("GET", "/v1/subscriptions/{name}/changes", Needs::Owner),
+    ("POST", "/v1/subscriptions/{name}/ack", Needs::Owner),
+    ("POST", "/v1/subscriptions/{name}/nack", Needs::Owner),
+    ("POST", "/v1/subscriptions/{name}/extend", Needs::Owner),
+    ("GET", "/v1/subscriptions/{name}/dead-letters", Needs::Token),
+    ("POST", "/v1/subscriptions/{name}/dead-letters/redrive", Needs::Owner),
+    ("GET", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Token),
+    ("PUT", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Owner),
+    ("DELETE", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Owner),
     ("GET", "/v1/manifest", Needs::Token),
     // A plan that names sources has the server connect to them: its handler asks for an admin then.
     ("POST", "/v1/manifest/plan", Needs::Token),
@@ -68,6 +77,9 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "canWrite", Needs::Token),
     ("Query", "violations", Needs::Token),
     ("Query", "driftFindings", Needs::Token),
+    ("Query", "subscription", Needs::Token),
+    ("Query", "subscriptions", Needs::Token),
+    ("Query", "deadLetters", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
     ("Mutation", "serviceRegister", Needs::Admin),
@@ -76,6 +88,15 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Mutation", "datasetSetMode", Needs::Owner),
     ("Mutation", "sourceUninstall", Needs::Admin),
     ("Mutation", "datasetRelease", Needs::Admin),
+    ("Mutation", "subscriptionCreate", Needs::Owner),
+    ("Mutation", "subscriptionPause", Needs::Owner),
+    ("Mutation", "subscriptionResume", Needs::Owner),
+    ("Mutation", "subscriptionSeek", Needs::Owner),
+    ("Mutation", "subscriptionDelete", Needs::Owner),
+    ("Mutation", "subscriptionSecretRotate", Needs::Owner),
+    ("Mutation", "deadLettersRedrive", Needs::Owner),
+    ("Mutation", "deadLettersDrop", Needs::Owner),
+    ("Mutation", "deadLetterEdit", Needs::Owner),
     ("Mutation", "tokenCreate", Needs::Admin),
     ("Mutation", "tokenRevoke", Needs::Owner),
     ("Subscription", "changes", Needs::Token),
@@ -178,6 +199,18 @@ pub(super) fn permit_mutations(
         }
     }
     Ok(())
+}
+
+/// Whether they may act for the service of this subscription. One that does not exist is told later.
+pub(super) fn permit_subscription(
+    caller: &Caller,
+    snapshot: &Snapshot,
+    name: &str,
+) -> Result<(), Problem> {
+    match snapshot.subscriptions.get(name) {
+        Some(found) => permit(caller, &found.service, &format!("using subscription \"{name}\"")),
+        None => Ok(()),
+    }
 }
 
 /// The refusal, logged and counted.

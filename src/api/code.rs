@@ -23,6 +23,8 @@ pub(super) enum Code {
     UnknownService,
     /// No source has this name.
     UnknownSource,
+    /// No subscription has this name.
+    UnknownSubscription,
     /// The request says something that cannot be.
     BadRequest,
     /// The name cannot be the name of anything.
@@ -76,6 +78,7 @@ impl Code {
             Self::UnknownDataset => "unknown_dataset",
             Self::UnknownService => "unknown_service",
             Self::UnknownSource => "unknown_source",
+            Self::UnknownSubscription => "unknown_subscription",
             Self::BadRequest => "bad_request",
             Self::MalformedName => "malformed_name",
             Self::MalformedPosition => "malformed_position",
@@ -108,7 +111,8 @@ impl Code {
             | Self::NotFound
             | Self::UnknownDataset
             | Self::UnknownService
-            | Self::UnknownSource => StatusCode::NOT_FOUND,
+            | Self::UnknownSource
+            | Self::UnknownSubscription => StatusCode::NOT_FOUND,
             Self::BadRequest
             | Self::MalformedName
             | Self::MalformedPosition
@@ -139,6 +143,7 @@ impl Code {
             Self::UnknownDataset => "No dataset has this name",
             Self::UnknownService => "No service has this name",
             Self::UnknownSource => "No source has this name",
+            Self::UnknownSubscription => "No subscription has this name",
             Self::BadRequest => "The request is not well formed",
             Self::MalformedName => "The name is not well formed",
             Self::MalformedPosition => "The position is not well formed",

@@ -143,6 +143,7 @@ impl Problem {
             | Code::UnknownDataset
             | Code::UnknownService
             | Code::UnknownSource
+            | Code::UnknownSubscription
             | Code::BadRequest
             | Code::MalformedName
             | Code::MalformedPosition
@@ -212,6 +213,7 @@ impl From<registry::Error> for Problem {
                     "dataset" => Code::UnknownDataset,
                     "service" => Code::UnknownService,
                     "source" => Code::UnknownSource,
+                    "subscription" => Code::UnknownSubscription,
                     _ => Code::NotFound,
                 };
                 Self::new(code, error.to_string())
@@ -294,8 +296,19 @@ impl From<feed::Error> for Problem {
             );
             Self::new(Code::PositionTrimmed, detail).with("earliest", earliest.to_string().into())
         };
+        if let Error::Registry(error) = error {
+            return error.into();
+        }
         match &error {
             Error::UnknownDataset(_) => Self::new(Code::UnknownDataset, error.to_string()),
+            Error::UnknownSubscription(_) => {
+                Self::new(Code::UnknownSubscription, error.to_string())
+            }
+            Error::UnknownDeadLetter { .. } => Self::new(Code::NotFound, error.to_string()),
+            Error::Conflict(_) => Self::new(Code::Conflict, error.to_string()),
+            Error::Store(_) | Error::Registry(_) => {
+                Self::new(Code::Unavailable, error.to_string()).caused_by(&error)
+            }
             Error::Invalid(_) => Self::new(Code::BadRequest, error.to_string()),
             Error::Full { limit } => {
                 let detail = format!("{limit} feeds are open, which is as many as may be");

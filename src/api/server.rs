@@ -24,7 +24,7 @@ use super::problem::Problem;
 use super::{graphql, rest};
 use crate::capture::Captures;
 use crate::config::HttpOptions;
-use crate::feed::Feed;
+use crate::feed::{Feed, Subscriptions};
 use crate::gateway::Gateway;
 use crate::guard::Governor;
 use crate::registry::Registry;
@@ -41,6 +41,8 @@ pub struct Context {
     pub gateway: Gateway,
     /// The change feed.
     pub feed: Feed,
+    /// Named readers, and how far they have come.
+    pub subscriptions: Subscriptions,
     /// How each source's capture stands.
     pub captures: Captures,
     /// Who may ask.
@@ -165,6 +167,33 @@ fn routes(config: &mut web::ServiceConfig) {
         ))
         .service(resource("/v1/feed", "GET", [web::get().to(rest::feed)]))
         .service(resource("/v1/datasets/{dataset}/rows", "POST", [web::post().to(rest::rows)]))
+        .service(resource("/v1/subscriptions/{name}/changes", "GET", [web::get().to(rest::fetch)]))
+        .service(resource("/v1/subscriptions/{name}/ack", "POST", [web::post().to(rest::ack)]))
+        .service(resource("/v1/subscriptions/{name}/nack", "POST", [web::post().to(rest::nack)]))
+        .service(resource(
+            "/v1/subscriptions/{name}/extend",
+            "POST",
+            [web::post().to(rest::extend)],
+        ))
+        .service(resource(
+            "/v1/subscriptions/{name}/dead-letters",
+            "GET",
+            [web::get().to(rest::dead_letters::list)],
+        ))
+        .service(resource(
+            "/v1/subscriptions/{name}/dead-letters/redrive",
+            "POST",
+            [web::post().to(rest::dead_letters::redrive)],
+        ))
+        .service(resource(
+            "/v1/subscriptions/{name}/dead-letters/{id}",
+            "GET, PUT, DELETE",
+            [
+                web::get().to(rest::dead_letters::get),
+                web::put().to(rest::dead_letters::edit),
+                web::delete().to(rest::dead_letters::drop_letter),
+            ],
+        ))
         .service(resource("/v1/manifest", "GET", [web::get().to(rest::export)]))
         .service(resource("/v1/manifest/plan", "POST", [web::post().to(rest::plan)]))
         .service(resource("/v1/manifest/apply", "POST", [web::post().to(rest::apply)]))

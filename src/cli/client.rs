@@ -217,6 +217,17 @@ impl Client {
         self.json(request).await
     }
 
+    /// GET with a query string, JSON out.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Error> {
+        let mut url = self.url(path)?;
+        url.query_pairs_mut().extend_pairs(query);
+        self.json(self.request(Method::GET, url).timeout(ANSWER)).await
+    }
+
     /// GET, text out.
     pub(crate) async fn get_text(&self, path: &[&str]) -> Result<String, Error> {
         self.text(self.request(Method::GET, self.url(path)?).timeout(ANSWER)).await

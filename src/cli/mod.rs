@@ -20,6 +20,7 @@ mod export;
 mod owner;
 mod plan;
 mod schema;
+mod subscription;
 mod tail;
 mod token;
 mod uninstall;
@@ -54,6 +55,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Uninstall(uninstall::Uninstall),
     Token(token::TokenCommand),
+    Subscription(subscription::Subscription),
     Schema(schema::Schema),
 }
 
@@ -99,6 +101,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Doctor(command) => doctor::run(command).await,
             Command::Uninstall(command) => uninstall::run(command).await,
             Command::Token(command) => token::run(command).await,
+            Command::Subscription(command) => subscription::run(command).await,
             Command::Schema(command) => schema::run(&command),
         }
     });

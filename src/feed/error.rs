@@ -1,7 +1,7 @@
 //! Why a feed could not be opened, or ended.
 
-use crate::log;
 use crate::vocab::{DatasetName, Position, Retry};
+use crate::{log, pg, registry};
 
 /// Why a feed could not be opened, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,26 @@ pub enum Error {
         /// The oldest position that can be read after; reading after it gives all the log holds.
         earliest: Position,
     },
+    /// A subscription nobody declared.
+    #[error("no subscription is named \"{0}\"")]
+    UnknownSubscription(String),
+    /// A dead letter that is not in this subscription's queue.
+    #[error("subscription \"{subscription}\" has no dead letter {id}")]
+    UnknownDeadLetter {
+        /// The subscription.
+        subscription: String,
+        /// The number that was given.
+        id: i64,
+    },
+    /// As things stand it cannot be done; the text says what would have to be otherwise.
+    #[error("{0}")]
+    Conflict(String),
+    /// The tables of the subscriptions could not be read or written.
+    #[error("the registry's database is not available")]
+    Store(#[from] pg::Error),
+    /// The registry could not change.
+    #[error("the registry cannot be changed")]
+    Registry(#[from] registry::Error),
     /// The log failed.
     #[error("the log could not be read")]
     Log(#[source] log::Error),
@@ -33,7 +53,14 @@ impl Error {
     /// Whether the same request may succeed another time.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::UnknownDataset(_) | Self::Invalid(_) | Self::Trimmed { .. } => Retry::Never,
+            Self::UnknownDataset(_)
+            | Self::UnknownSubscription(_)
+            | Self::UnknownDeadLetter { .. }
+            | Self::Conflict(_)
+            | Self::Invalid(_)
+            | Self::Trimmed { .. } => Retry::Never,
+            Self::Store(error) => error.retry(),
+            Self::Registry(error) => error.retry(),
             Self::Full { .. } => Retry::Later,
             Self::Log(error) => error.retry(),
         }

@@ -11,13 +11,19 @@
 //! Invariants: a subscriber gets changes of the datasets it asked for and of no other; what it got
 //! last is the position to resume after; at most [`limits::FEED_READERS_MAX`] cursors are open.
 
+mod deliver;
 mod delivery;
 mod error;
 mod request;
+mod subscription;
 
+pub use deliver::pull::{Acknowledged, Fetched, FetchedChange, Which};
 pub use delivery::Delivery;
 pub use error::Error;
 pub use request::{After, Request};
+pub use subscription::{
+    Attempt, Checksum, Counts, DeadLetter, LetterState, Status, Subscriptions, Tally,
+};
 
 use std::sync::Arc;
 

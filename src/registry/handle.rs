@@ -134,6 +134,17 @@ impl Registry {
         Ok(self.publish(self.within(change).await?))
     }
 
+    /// Forgets a subscription and all that hangs on it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn subscription_delete(&self, name: &str) -> Result<Revision, Error> {
+        let change = async |connection: &mut PooledConnection| {
+            store::subscription_delete(connection, name).await
+        };
+        Ok(self.publish(self.within(change).await?))
+    }
+
     /// Stores violations that are not stored yet, tells live readers of these, and returns them.
     ///
     /// # Errors

@@ -38,6 +38,7 @@ pub mod shape;
 mod slot;
 mod snapshot;
 mod store;
+mod subscription;
 mod token;
 
 pub use error::Error;
@@ -52,4 +53,8 @@ pub use shape::{
 };
 pub use slot::SlotRecord;
 pub use snapshot::Decision;
+pub use subscription::{
+    Budget, Deliver, NatsSpec, OnPark, RetryPolicy, SPEC_FIELDS, SUBSCRIPTION_NAME_FORM, SpecError,
+    StartAt, SubscriptionSpec, WebhookSpec, is_subscription_name,
+};
 pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};

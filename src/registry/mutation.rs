@@ -1,7 +1,8 @@
 //! What is checked of a mutation before any database sees it.
 
-use super::{Error, Mutation};
+use super::{Error, Mutation, SubscriptionSpec};
 use crate::pg::Target;
+use crate::vocab::{DatasetName, limits};
 
 /// Refuses what cannot be stored: texts with NUL, and connection strings that hold a password.
 pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
@@ -28,14 +29,38 @@ pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
             }
             Mutation::SubscriptionPut(subscription) => {
                 text("name", &subscription.name)?;
+                one_source(&subscription.datasets)?;
                 // In JSON a NUL is written \u0000.
                 if subscription.spec.to_string().contains("\\u0000") {
                     return Err(nul("deliver"));
+                }
+                if let Err(errors) = SubscriptionSpec::parse(&subscription.spec) {
+                    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+                    return Err(Error::Invalid { field: "spec", message: errors.join("; ") });
                 }
             }
         }
     }
     Ok(())
+}
+
+/// A subscription has one cursor, and only within a source do changes have an order.
+fn one_source(datasets: &[DatasetName]) -> Result<(), Error> {
+    let invalid = |message| Err(Error::Invalid { field: "datasets", message });
+    let most = limits::FEED_DATASETS_MAX;
+    let [first, rest @ ..] = datasets else {
+        return invalid(format!("expected 1 to {most}, got none"));
+    };
+    if datasets.len() > most {
+        return invalid(format!("expected 1 to {most}, got {}", datasets.len()));
+    }
+    match rest.iter().find(|other| other.source() != first.source()) {
+        None => Ok(()),
+        Some(other) => invalid(format!(
+            "{first} and {other} are in different sources, which have no common order: expected a \
+             subscription for each"
+        )),
+    }
 }
 
 /// PostgreSQL's `text` holds any character but NUL.

@@ -52,6 +52,38 @@ pub const SOCKET_INIT_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Longest wait of a read for the revision it wants to be at least as fresh as.
 pub const REVISION_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Most changes in one webhook request: with small rows some hundred KiB, which receivers take.
+pub const WEBHOOK_BATCH_MAX: usize = 1_000;
+
+/// Most deliveries of one subscription under way at a time.
+pub const DELIVERIES_PARALLEL_MAX: usize = 64;
+
+/// Most changes of one subscription that wait outside the log for their turn (out with a consumer,
+/// failed and to be tried again, behind one of these). At that many no more are read from the log.
+pub const SUBSCRIPTION_HELD_MAX: usize = 10_000;
+
+/// Most parked changes of one subscription. At that many it stops: nobody looks at its queue.
+pub const DEAD_LETTERS_MAX: usize = 10_000;
+
+/// Largest batch that a consumer fetches, in changes.
+pub const PULL_BATCH_MAX: usize = 1_000;
+
+/// Largest batch that a consumer fetches and largest request to a receiver, in bytes of encoded
+/// changes. A larger single change goes alone.
+pub const DELIVERY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Longest that a consumer may wait for changes.
+pub const PULL_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Changes of one subscription in memory, read and not settled.
+pub const DELIVERY_WINDOW_CHANGES_MAX: usize = 2_000;
+
+/// The same in bytes of encoded changes.
+pub const DELIVERY_WINDOW_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Most subscriptions: each has its own task, window and connections.
+pub const SUBSCRIPTIONS_MAX: usize = 1_000;
+
 /// Most datasets one feed may name.
 pub const FEED_DATASETS_MAX: usize = 1_000;
 

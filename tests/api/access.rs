@@ -41,6 +41,51 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
         r#"{"insert":[]}"#,
         [false, true, true, false, false],
     ),
+    ("GET", "/v1/subscriptions/{name}/changes", "/v1/subscriptions/mine/changes", "", OWNER),
+    ("POST", "/v1/subscriptions/{name}/ack", "/v1/subscriptions/mine/ack", NO_POSITIONS, OWNER),
+    ("POST", "/v1/subscriptions/{name}/nack", "/v1/subscriptions/mine/nack", NO_POSITIONS, OWNER),
+    (
+        "POST",
+        "/v1/subscriptions/{name}/extend",
+        "/v1/subscriptions/mine/extend",
+        r#"{"positions":[],"by":"1s"}"#,
+        OWNER,
+    ),
+    (
+        "GET",
+        "/v1/subscriptions/{name}/dead-letters",
+        "/v1/subscriptions/mine/dead-letters",
+        "",
+        TOKEN,
+    ),
+    (
+        "POST",
+        "/v1/subscriptions/{name}/dead-letters/redrive",
+        "/v1/subscriptions/mine/dead-letters/redrive",
+        "{}",
+        OWNER,
+    ),
+    (
+        "GET",
+        "/v1/subscriptions/{name}/dead-letters/{id}",
+        "/v1/subscriptions/mine/dead-letters/1",
+        "",
+        TOKEN,
+    ),
+    (
+        "PUT",
+        "/v1/subscriptions/{name}/dead-letters/{id}",
+        "/v1/subscriptions/mine/dead-letters/1",
+        r#"{"change":{}}"#,
+        OWNER,
+    ),
+    (
+        "DELETE",
+        "/v1/subscriptions/{name}/dead-letters/{id}",
+        "/v1/subscriptions/mine/dead-letters/1?reason=none",
+        "",
+        OWNER,
+    ),
     ("GET", "/v1/manifest", "/v1/manifest", "", TOKEN),
     ("POST", "/v1/manifest/plan", "/v1/manifest/plan", DESCRIBED, TOKEN),
     ("POST", "/v1/manifest/plan", "/v1/manifest/plan", NEW_SOURCE, ADMIN),
@@ -50,6 +95,9 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
     ("GET", "/graphql", "/graphql?query=%7B__typename%7D", "", TOKEN),
     ("POST", "/graphql", "/graphql", r#"{"query":"{__typename}"}"#, TOKEN),
 ];
+
+/// An acknowledgement of nothing.
+const NO_POSITIONS: &str = r#"{"positions":[]}"#;
 
 /// A change of what is declared of the owner's dataset.
 const DESCRIBED: &str = "apiVersion: cadastre/v1
@@ -80,6 +128,9 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ),
     ("Query", "violations", "violations { nodes { id } }", TOKEN),
     ("Query", "driftFindings", "driftFindings { nodes { id } }", TOKEN),
+    ("Query", "subscription", "subscription(name: \"mine\") { name }", TOKEN),
+    ("Query", "subscriptions", "subscriptions { nodes { name } }", TOKEN),
+    ("Query", "deadLetters", "deadLetters(subscription: \"mine\") { nodes { id } }", TOKEN),
     ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
     (
         "Query",
@@ -126,6 +177,61 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         "datasetSetMode(input: {dataset: \"shop.public.orders\", mode: ENFORCE}) { revision }",
         OWNER,
     ),
+    (
+        "Mutation",
+        "subscriptionCreate",
+        "subscriptionCreate(input: {name: \"new\", service: \"orders\", spec: {deliver: {pull: {}}},
+            datasets: [\"shop.public.orders\"]}) { revision }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "subscriptionPause",
+        "subscriptionPause(input: {name: \"mine\"}) { revision }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "subscriptionResume",
+        "subscriptionResume(input: {name: \"mine\"}) { revision }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "subscriptionSeek",
+        "subscriptionSeek(input: {name: \"mine\", to: \"now\"}) { revision }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "subscriptionSecretRotate",
+        "subscriptionSecretRotate(input: {name: \"mine\"}) { secret }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "deadLettersRedrive",
+        "deadLettersRedrive(input: {subscription: \"mine\"}) { count }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "deadLettersDrop",
+        "deadLettersDrop(input: {subscription: \"mine\", ids: [], reason: \"none\"}) { count }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "deadLetterEdit",
+        "deadLetterEdit(input: {subscription: \"mine\", id: 1, event: {}}) { count }",
+        OWNER,
+    ),
+    (
+        "Mutation",
+        "subscriptionDelete",
+        "subscriptionDelete(input: {name: \"mine\"}) { revision }",
+        OWNER,
+    ),
     ("Mutation", "tokenCreate", "tokenCreate(input: {service: \"orders\"}) { revision }", ADMIN),
     ("Mutation", "tokenRevoke", "tokenRevoke(input: {id: \"TOKEN\"}) { revision }", OWNER),
 ];
@@ -165,6 +271,10 @@ fn code(answer: &Value) -> Option<&str> {
 async fn every_route_and_field_lets_in_whom_it_should_and_nobody_else() {
     let shop = Shop::declared().await;
     let (tokens, spare) = tokens(&shop).await;
+    let mine = "mutation { subscriptionCreate(input: {name: \"mine\", service: \"orders\",
+        datasets: [\"shop.public.orders\"], spec: {deliver: {pull: {}}}}) { userErrors { message } } }";
+    let made = shop.data(mine, json!({})).await;
+    assert_eq!(made["subscriptionCreate"]["userErrors"], json!([]), "{made}");
     let http = shop.server.anonymous();
     for (method, _, path, body, expected) in ROUTES {
         for (caller, expected) in CALLERS.iter().zip(expected) {

@@ -87,7 +87,7 @@ async fn one_bad_mutation_undoes_the_whole_list() {
                 name: "s".to_owned(),
                 service: "orders".parse().unwrap(),
                 datasets: vec!["shop.public.x".parse().unwrap()],
-                spec: serde_json::json!({}),
+                spec: serde_json::json!({"deliver": {"pull": {}}}),
             }),
             "no dataset is named \"shop.public.x\"",
         ),

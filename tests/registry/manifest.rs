@@ -25,7 +25,7 @@ subscriptions:
   billing-orders:
     service: billing
     datasets: [shop.public.orders, shop.public.Order lines.v2]
-    deliver: { nats: { z: 1, a: [true, ~, 2.5, "x"], m: { b: 1, a: 2 } } }
+    deliver: { kafka: { z: 1, a: [true, ~, 2.5, "x"], m: { b: 1, a: 2 } } }
     retry: { maxAttempts: 8, initial: 1s, max: 5m }
 "##;
 

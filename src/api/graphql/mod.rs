@@ -16,6 +16,7 @@
 
 mod dataset;
 mod failure;
+mod feed_subscription;
 mod finding;
 mod http;
 mod leave;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, InputObject, MergedObject, Object, SimpleObject};
 
 use super::dataset::{DatasetNode, SourceNode};
+use super::feed_subscription::SubscriptionMutation;
 use super::leave::LeaveMutation;
 use super::scalar::{Mode, caller, shared};
 use super::service::ServiceNode;
@@ -37,11 +38,11 @@ pub(super) enum UserErrorCode {
 #[derive(Debug, SimpleObject)]
 pub(super) struct UserError {
     /// For programs.
-    code: UserErrorCode,
+    pub(super) code: UserErrorCode,
     /// What is wrong and what would be right.
-    message: String,
+    pub(super) message: String,
     /// Where in the input; empty when it is not about one field.
-    field: Vec<String>,
+    pub(super) field: Vec<String>,
 }
 
 impl UserError {
@@ -52,9 +53,11 @@ impl UserError {
             | Code::MalformedName
             | Code::MalformedPosition
             | Code::NotSupported => UserErrorCode::Invalid,
-            Code::NotFound | Code::UnknownDataset | Code::UnknownService | Code::UnknownSource => {
-                UserErrorCode::NotFound
-            }
+            Code::NotFound
+            | Code::UnknownDataset
+            | Code::UnknownService
+            | Code::UnknownSource
+            | Code::UnknownSubscription => UserErrorCode::NotFound,
             Code::Conflict => UserErrorCode::Conflict,
             Code::Refused => UserErrorCode::Refused,
             Code::Unauthenticated
@@ -109,13 +112,18 @@ impl Fields {
 }
 
 /// What became of a change.
-enum Outcome {
+pub(super) enum Outcome {
+    /// It was made.
     Done(Revision),
+    /// It was not, for a reason that the caller can mend.
     Refused(Vec<UserError>),
 }
 
 /// Has the governor make a change.
-async fn change(ctx: &Context<'_>, mutation: registry::Mutation) -> Result<Outcome, Problem> {
+pub(super) async fn change(
+    ctx: &Context<'_>,
+    mutation: registry::Mutation,
+) -> Result<Outcome, Problem> {
     let context = &shared(ctx).context;
     let snapshot = context.registry.snapshot();
     access::permit_mutations(caller(ctx)?, &snapshot, std::slice::from_ref(&mutation))?;
@@ -265,7 +273,12 @@ impl DatasetPayload {
 
 /// The root of mutations: a part for each noun that has many.
 #[derive(Default, MergedObject)]
-pub(in crate::api) struct Mutation(RegistryMutation, LeaveMutation, TokenMutation);
+pub(in crate::api) struct Mutation(
+    RegistryMutation,
+    LeaveMutation,
+    SubscriptionMutation,
+    TokenMutation,
+);
 
 /// The part of the root of mutations that declares services, sources and datasets.
 #[derive(Default)]

@@ -4,6 +4,7 @@ use async_graphql::{Context, ID, Interface, MergedObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
 use super::dataset::{self, DatasetFilter, DatasetNode};
+use super::feed_subscription::SubscriptionQuery;
 use super::finding::{self, DriftFindingNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
@@ -45,7 +46,7 @@ struct WriteDecision {
 /// The root of queries: a part for each noun that has many. `atLeast` makes a read wait for the
 /// revision a mutation returned.
 #[derive(Default, MergedObject)]
-pub(in crate::api) struct Query(RegistryQuery, TokenQuery);
+pub(in crate::api) struct Query(RegistryQuery, SubscriptionQuery, TokenQuery);
 
 /// The part of the root of queries that is about services, datasets and violations.
 #[derive(Default)]

@@ -4,12 +4,14 @@
 //! generated from these types and from the comments on the handlers.
 
 mod check;
+mod dead_letter;
 mod doctor;
 mod feed;
 mod health;
 mod manifest;
 mod openapi;
 mod rows;
+mod subscription;
 
 pub(super) use check::{check_body, check_query};
 pub(super) use doctor::doctor;
@@ -19,3 +21,9 @@ pub(super) use manifest::{apply, export, plan};
 pub(super) use openapi::openapi;
 pub use openapi::openapi_json;
 pub(super) use rows::rows;
+pub(super) use subscription::{ack, extend, fetch, nack};
+
+/// The dead-letter queue's handlers.
+pub(super) mod dead_letters {
+    pub(in crate::api) use super::dead_letter::{drop_letter, edit, get, list, reason, redrive};
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Manifest, Plan, Step, identity, registered};
-use crate::registry::{ColumnFacts, Mutation, Snapshot};
+use crate::registry::{ColumnFacts, Mutation, SPEC_FIELDS, Snapshot};
 
 pub(super) fn diff(manifest: &Manifest, snapshot: &Snapshot) -> Plan {
     let registered: Vec<Mutation> = registered(snapshot).collect();
@@ -76,7 +76,7 @@ fn fields(mutation: &Mutation) -> Vec<(String, String)> {
         Mutation::SubscriptionPut(subscription) => {
             field("service", Some(subscription.service.to_string()));
             field("datasets", listed(&subscription.datasets));
-            for part in ["deliver", "retry"] {
+            for part in SPEC_FIELDS {
                 field(part, subscription.spec.get(part).map(ToString::to_string));
             }
         }
@@ -113,7 +113,7 @@ fn listed(items: &[impl ToString]) -> Option<String> {
     Some(format!("[{}]", items.join(", ")))
 }
 
-/// A subscription is kept but not delivered to yet.
+/// A subscription that is kept but not delivered to.
 fn note(declared: &Mutation) -> Option<String> {
     let Mutation::SubscriptionPut(subscription) = declared else { return None };
     let way = subscription.spec.get("deliver")?.as_object()?.keys().next()?;
@@ -121,7 +121,7 @@ fn note(declared: &Mutation) -> Option<String> {
         "webhook" => "deliver to webhooks",
         "nats" => "deliver to NATS",
         "kafka" => "deliver to Kafka",
-        _ => "serve pull delivery",
+        _ => return None,
     };
     let name = &subscription.name;
     Some(format!("subscription \"{name}\" is recorded; this server does not {how} yet"))

@@ -53,6 +53,7 @@ struct Dataset<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Subscription<'a> {
     service: &'a ServiceName,
     datasets: &'a [DatasetName],
@@ -60,6 +61,12 @@ struct Subscription<'a> {
     deliver: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_letters: Option<&'a serde_json::Value>,
 }
 
 pub(super) fn export(snapshot: &Snapshot) -> String {
@@ -102,6 +109,9 @@ pub(super) fn export(snapshot: &Snapshot) -> String {
                     datasets: &subscription.datasets,
                     deliver: subscription.spec.get("deliver"),
                     retry: subscription.spec.get("retry"),
+                    start: subscription.spec.get("start"),
+                    budget: subscription.spec.get("budget"),
+                    dead_letters: subscription.spec.get("deadLetters"),
                 };
                 (name.as_str(), exported)
             })

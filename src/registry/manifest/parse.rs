@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-use serde_json::json;
-
 use super::tree::{self, Key, Node, Value};
 use super::{Finding, Lines, Manifest};
 use crate::pg::Target;
-use crate::registry::{ColumnFacts, Mutation, Subscription};
+use crate::registry::{
+    ColumnFacts, Mutation, SPEC_FIELDS, SUBSCRIPTION_NAME_FORM, Subscription, SubscriptionSpec,
+    is_subscription_name,
+};
 use crate::vocab::{DatasetName, Mode, RoleName, ServiceName, SourceName};
 
 /// The version of the format that this program reads and writes.
@@ -157,13 +158,13 @@ impl Parser {
             self.report(
                 key.line,
                 format!(
-                    "invalid subscription name \"{}\": expected 1 to 63 characters, a lower-case \
-                     letter first, then lower-case letters, digits and hyphens",
+                    "invalid subscription name \"{}\": expected {SUBSCRIPTION_NAME_FORM}",
                     key.text
                 ),
             );
         }
-        let known = ["service", "datasets", "deliver", "retry"];
+        let mut known = vec!["service", "datasets"];
+        known.extend(SPEC_FIELDS);
         let fields = self.fields(&what, key.line, node, &known)?;
         self.required(&what, key.line, &fields, "service", "the name of one service");
         let service: Option<ServiceName> =
@@ -171,7 +172,7 @@ impl Parser {
         if let Some((line, _)) = fields.get("service") {
             self.lines.set("subscription", &key.text, &["service"], *line);
         }
-        let mut datasets = Vec::new();
+        let mut datasets: Vec<DatasetName> = Vec::new();
         self.required(&what, key.line, &fields, "datasets", "a list of dataset names");
         if let Some((line, node)) = fields.get("datasets") {
             let listed = self.texts(&format!("datasets of {what}"), *line, node);
@@ -180,85 +181,60 @@ impl Parser {
             }
             for (line, dataset) in listed {
                 self.lines.set("subscription", &key.text, &["datasets", &dataset], line);
-                datasets.extend(self.parsed::<DatasetName>(line, &dataset));
+                let Some(name) = self.parsed::<DatasetName>(line, &dataset) else { continue };
+                if let Some(first) = datasets.first().filter(|it| it.source() != name.source()) {
+                    let said = format!(
+                        "datasets of {what}: {first} and {name} are in different sources, which \
+                         have no common order: expected a subscription for each"
+                    );
+                    self.report(line, said);
+                }
+                datasets.push(name);
             }
         }
-        let mut spec = json!({ "deliver": self.deliver(&what, key.line, &fields) });
-        if let Some(retry) = self.retry(&what, &fields)
-            && let Some(spec) = spec.as_object_mut()
-        {
-            spec.insert("retry".to_owned(), retry);
-        }
+        let spec = self.spec(&what, key.line, &fields);
         let name = key.text.clone();
         Some(Mutation::SubscriptionPut(Subscription { name, service: service?, datasets, spec }))
     }
 
-    /// One way of delivery with its settings, as declared.
-    fn deliver(&mut self, what: &str, line: u64, fields: &Fields<'_>) -> serde_json::Value {
-        let ways = "expected one of pull: {}, webhook: {url: …}, nats: {…}, kafka: {…}";
-        let Some((line, node)) = fields.get("deliver") else {
-            self.report(line, format!("deliver of {what} is missing: {ways}"));
-            return serde_json::Value::Null;
-        };
-        let entries = self.entries(&format!("deliver of {what}"), *line, node);
-        let [(way, settings)] = entries.as_slice() else {
-            if matches!(node.value, Value::Map(_)) {
-                self.report(*line, format!("deliver of {what}: {ways}, and only one"));
-            }
-            return serde_json::Value::Null;
-        };
-        let what = format!("{} of {what}", way.text);
-        match way.text.as_str() {
-            "pull" => drop(self.fields(&what, way.line, settings, &[])),
-            "webhook" => {
-                if let Some(fields) = self.fields(&what, way.line, settings, &["url"]) {
-                    self.webhook_url(&what, way.line, &fields);
-                }
-            }
-            "nats" | "kafka" => drop(self.entries(&what, way.line, settings)),
-            other => self.report(way.line, format!("unknown delivery \"{other}\": {ways}")),
+    /// How it is delivered, as declared; what is wrong with it is reported where it stands.
+    fn spec(&mut self, what: &str, line: u64, fields: &Fields<'_>) -> serde_json::Value {
+        let mut spec = serde_json::Map::new();
+        for name in SPEC_FIELDS {
+            let Some((line, node)) = fields.get(name) else { continue };
+            self.once_each(&format!("{name} of {what}"), *line, node);
+            spec.insert(name.to_owned(), as_json(node));
         }
-        json!({ &way.text: as_json(settings) })
-    }
-
-    fn webhook_url(&mut self, what: &str, line: u64, fields: &Fields<'_>) {
-        let expected = "an http or https address";
-        self.required(what, line, fields, "url", expected);
-        if let Some((line, url)) = self.text(what, fields, "url")
-            && !(url.starts_with("https://") || url.starts_with("http://"))
-        {
-            self.report(line, format!("url of {what}: expected {expected}"));
-        }
-    }
-
-    fn retry(&mut self, what: &str, fields: &Fields<'_>) -> Option<serde_json::Value> {
-        let (line, node) = fields.get("retry")?;
-        let what = format!("retry of {what}");
-        let fields = self.fields(&what, *line, node, &["maxAttempts", "initial", "max"])?;
-        if let Some((line, node)) = fields.get("maxAttempts") {
-            let attempts = match &node.value {
-                Value::Number(number) => number.as_u64().filter(|attempts| *attempts > 0),
-                _ => None,
+        let spec = serde_json::Value::Object(spec);
+        for error in SubscriptionSpec::parse(&spec).err().unwrap_or_default() {
+            let at = match error.path.split_first() {
+                Some((first, rest)) => fields
+                    .get(first.as_str())
+                    .map_or(line, |(line, node)| line_within(*line, node, rest)),
+                None => line,
             };
-            if attempts.is_none() {
-                self.report(
-                    *line,
-                    format!("maxAttempts of {what}: expected a whole number above 0"),
-                );
-            }
+            self.report(at, error.about(what));
         }
-        for pause in ["initial", "max"] {
-            if let Some((line, text)) = self.text(&what, &fields, pause)
-                && humantime::parse_duration(&text).is_err()
-            {
-                self.report(
-                    line,
-                    format!("{pause} of {what}: expected a duration such as 1s or 5m"),
-                );
-            }
-        }
-        Some(as_json(node))
+        spec
     }
+
+    /// Reports keys that are given twice, at any depth.
+    fn once_each(&mut self, what: &str, line: u64, node: &Node) {
+        if matches!(node.value, Value::Map(_)) {
+            for (key, node) in self.entries(what, line, node) {
+                self.once_each(&format!("{} of {what}", key.text), key.line, node);
+            }
+        }
+    }
+}
+
+/// The line of what `path` leads to within `node`, or of what contains it.
+fn line_within(line: u64, node: &Node, path: &[String]) -> u64 {
+    let (Some((first, rest)), Value::Map(entries)) = (path.split_first(), &node.value) else {
+        return line;
+    };
+    let found = entries.iter().find(|(key, _)| key.text == *first);
+    found.map_or(line, |(key, node)| line_within(key.line, node, rest))
 }
 
 /// Steps that several kinds of objects share.
@@ -381,12 +357,6 @@ impl Parser {
             }
         }
     }
-}
-
-fn is_subscription_name(text: &str) -> bool {
-    (1..=63).contains(&text.len())
-        && text.starts_with(|first: char| first.is_ascii_lowercase())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn as_json(node: &Node) -> serde_json::Value {

@@ -20,7 +20,7 @@ pub(super) use read::{owner_at, ownership_history, revision, snapshot};
 pub(super) use slot::{epoch_begin, slot_confirm, slot_record, slot_record_put};
 pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};
 pub(super) use violation::{violations, violations_record};
-pub(super) use write::{apply, guard_state};
+pub(super) use write::{apply, guard_state, subscription_delete};
 
 use diesel::result::Error as DieselError;
 

@@ -109,6 +109,23 @@ pub(in crate::registry) async fn guard_state(
         .await
 }
 
+/// Forgets a subscription.
+pub(in crate::registry) async fn subscription_delete(
+    connection: &mut AsyncPgConnection,
+    name: &str,
+) -> Result<Snapshot, Error> {
+    connection
+        .transaction(async |connection| {
+            take_turn(connection).await?;
+            let these = subscriptions::table.filter(subscriptions::name.eq(name));
+            if diesel::delete(these).execute(connection).await? == 0 {
+                return Err(Error::NotFound { kind: "subscription", name: name.to_owned() });
+            }
+            finish(connection).await
+        })
+        .await
+}
+
 /// Waits, at most `lock_timeout`, until no other writer is at work, and keeps others waiting until
 /// the transaction ends.
 pub(super) async fn take_turn(connection: &mut AsyncPgConnection) -> QueryResult<()> {

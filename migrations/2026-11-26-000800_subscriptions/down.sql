@@ -1,0 +1,1 @@
+DROP TABLE subscription_secrets, dead_letters, subscription_held, subscription_states;

@@ -1,0 +1,264 @@
+//! The tables of running subscriptions. Callers own the connection and its transaction.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager};
+use serde::Serialize;
+
+use super::dead_letter;
+use super::held;
+use super::state::{Checksum, State, SubscriptionId, Tally};
+use crate::feed::Error;
+use crate::pg::PooledConnection;
+use crate::vocab::{Op, Position, SourceId};
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        crate::pg::Error::from(error).into()
+    }
+}
+
+/// A stored value that this program would not have stored.
+pub(in crate::feed) fn unreadable(
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> DieselError {
+    DieselError::DeserializationError(Box::new(error))
+}
+
+/// A stored position.
+pub(in crate::feed) fn position(text: &str) -> QueryResult<Position> {
+    text.parse().map_err(unreadable)
+}
+
+/// A stored operation.
+pub(in crate::feed) fn op(text: &str) -> QueryResult<Op> {
+    let code = text.bytes().next().and_then(Op::from_code);
+    code.ok_or_else(|| unreadable(std::io::Error::other("a change has an unknown operation")))
+}
+
+/// A value as `jsonb`.
+pub(in crate::feed) fn json<T: Serialize + ?Sized>(value: &T) -> QueryResult<serde_json::Value> {
+    serde_json::to_value(value).map_err(|error| DieselError::SerializationError(Box::new(error)))
+}
+
+/// Runs `work` in a transaction: all of it or nothing. Dropped half-way, the connection is not used
+/// again.
+pub(super) async fn transaction<T>(
+    connection: &mut PooledConnection,
+    work: impl AsyncFnOnce(&mut PooledConnection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    type Manager = <PooledConnection as AsyncConnection>::TransactionManager;
+    Manager::begin_transaction(connection).await?;
+    match work(connection).await {
+        Ok(done) => {
+            Manager::commit_transaction(connection).await?;
+            Ok(done)
+        }
+        Err(error) => {
+            // What failed is told; a rollback that fails, too, only breaks the connection.
+            let _ = Manager::rollback_transaction(connection).await;
+            Err(error)
+        }
+    }
+}
+
+const STATES: &str = "SELECT t.* FROM subscription_states t \
+     JOIN subscriptions s ON s.id = t.subscription_id";
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Integer)]
+    subscription_id: i32,
+    #[diesel(sql_type = Bool)]
+    paused: bool,
+    #[diesel(sql_type = Integer)]
+    run: i32,
+    #[diesel(sql_type = Text)]
+    begun: String,
+    #[diesel(sql_type = Text)]
+    cursor: String,
+    #[diesel(sql_type = BigInt)]
+    logged: i64,
+    #[diesel(sql_type = BigInt)]
+    filtered: i64,
+    #[diesel(sql_type = BigInt)]
+    delivered: i64,
+    #[diesel(sql_type = BigInt)]
+    dropped: i64,
+    #[diesel(sql_type = BigInt)]
+    checksum: i64,
+    #[diesel(sql_type = Text)]
+    breaker: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    trouble: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    delivered_at: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    fn read(self) -> QueryResult<State> {
+        let state = State {
+            id: SubscriptionId(self.subscription_id),
+            paused: self.paused,
+            run: self.run,
+            begun: position(&self.begun)?,
+            cursor: position(&self.cursor)?,
+            tally: Tally {
+                logged: self.logged,
+                filtered: self.filtered,
+                delivered: self.delivered,
+                dropped: self.dropped,
+            },
+            checksum: Checksum::from_stored(self.checksum),
+            breaker: self.breaker,
+            trouble: self.trouble,
+            delivered_at: self.delivered_at,
+        };
+        Ok(state)
+    }
+}
+
+/// How one subscription stands. With `lock`, nobody else changes that before the transaction ends.
+pub(in crate::feed) async fn state(
+    connection: &mut AsyncPgConnection,
+    name: &str,
+    lock: bool,
+) -> QueryResult<Option<State>> {
+    let lock = if lock { " FOR UPDATE OF t" } else { "" };
+    let row: Option<Row> = diesel::sql_query(format!("{STATES} WHERE s.name = $1{lock}"))
+        .bind::<Text, _>(name)
+        .get_result(connection)
+        .await
+        .optional()?;
+    row.map(Row::read).transpose()
+}
+
+/// Lets a subscription begin after a position, unless it has begun.
+pub(in crate::feed) async fn begin(
+    connection: &mut AsyncPgConnection,
+    name: &str,
+    source: SourceId,
+    after: Position,
+) -> QueryResult<()> {
+    let sql = "INSERT INTO subscription_states (subscription_id, source_id, begun, cursor) \
+               SELECT id, $2, $3, $3 FROM subscriptions WHERE name = $1 \
+               ON CONFLICT (subscription_id) DO NOTHING";
+    diesel::sql_query(sql)
+        .bind::<Text, _>(name)
+        .bind::<Integer, _>(source.0)
+        .bind::<Text, _>(after.to_string())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// What a step of delivery adds to a subscription's state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::feed) struct Step {
+    pub(in crate::feed) tally: Tally,
+    /// Of the positions delivered in this step.
+    pub(in crate::feed) checksum: Checksum,
+}
+
+/// Moves a cursor, which must not go backwards, and adds to the counts. The caller holds the row.
+pub(in crate::feed) async fn advance(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    cursor: Option<Position>,
+    step: &Step,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET \
+               cursor = greatest(cursor, coalesce($2, cursor)), \
+               logged = logged + $3, filtered = filtered + $4, delivered = delivered + $5, \
+               dropped = dropped + $6, checksum = checksum # $7, \
+               delivered_at = CASE WHEN $5 > 0 THEN now() ELSE delivered_at END \
+               WHERE subscription_id = $1";
+    diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<Nullable<Text>, _>(cursor.map(|cursor| cursor.to_string()))
+        .bind::<BigInt, _>(step.tally.logged)
+        .bind::<BigInt, _>(step.tally.filtered)
+        .bind::<BigInt, _>(step.tally.delivered)
+        .bind::<BigInt, _>(step.tally.dropped)
+        .bind::<BigInt, _>(step.checksum.stored())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Pauses or resumes; whether there is such a subscription.
+pub(in crate::feed) async fn pause(
+    connection: &mut AsyncPgConnection,
+    name: &str,
+    paused: bool,
+) -> QueryResult<bool> {
+    let sql = "UPDATE subscription_states SET paused = $2, wishes = wishes + 1 \
+               WHERE subscription_id = (SELECT id FROM subscriptions WHERE name = $1)";
+    let updated = diesel::sql_query(sql)
+        .bind::<Text, _>(name)
+        .bind::<Bool, _>(paused)
+        .execute(connection)
+        .await?;
+    Ok(updated > 0)
+}
+
+/// Begins a new run after a position: nothing is held any more, the counts begin anew, and who holds
+/// the cursor loses it. Dead letters that were on their way are parked again.
+pub(in crate::feed) async fn seek(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    after: Position,
+) -> QueryResult<()> {
+    held::store::clear(connection, id).await?;
+    dead_letter::store::park_again(connection, id).await?;
+    let sql = "UPDATE subscription_states SET begun = $2, cursor = $2, run = run + 1, \
+               logged = 0, filtered = 0, delivered = 0, dropped = 0, checksum = 0, \
+               fence = fence + 1, wishes = wishes + 1, trouble = NULL \
+               WHERE subscription_id = $1";
+    diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<Text, _>(after.to_string())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Tells whoever runs the subscription that what it holds has changed.
+pub(in crate::feed) async fn wish(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET wishes = wishes + 1 WHERE subscription_id = $1";
+    diesel::sql_query(sql).bind::<Integer, _>(id.0).execute(connection).await.map(drop)
+}
+
+/// Adds a secret; those before it stay valid for `overlap`, and are then forgotten.
+pub(in crate::feed) async fn secret_add(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    secret: &[u8],
+    overlap: Duration,
+) -> QueryResult<()> {
+    let expire = "UPDATE subscription_secrets SET valid_until = \
+                  least(valid_until, now() + $2 * interval '1 millisecond') \
+                  WHERE subscription_id = $1";
+    diesel::sql_query(expire)
+        .bind::<Integer, _>(id.0)
+        .bind::<BigInt, _>(milliseconds(overlap))
+        .execute(connection)
+        .await?;
+    let forget = "DELETE FROM subscription_secrets \
+                  WHERE subscription_id = $1 AND valid_until <= now()";
+    diesel::sql_query(forget).bind::<Integer, _>(id.0).execute(connection).await?;
+    let add = "INSERT INTO subscription_secrets (subscription_id, secret) VALUES ($1, $2)";
+    let add = diesel::sql_query(add).bind::<Integer, _>(id.0).bind::<Binary, _>(secret);
+    add.execute(connection).await.map(drop)
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
