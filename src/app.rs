@@ -28,9 +28,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::api::{self, Serving, Tokens};
 use crate::capture::Captures;
-use crate::config::{CaptureOptions, HttpOptions, LogOptions, PostgresOptions};
+use crate::config::{CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
-use crate::feed::{Feed, Subscriptions};
+use crate::feed::{self, Feed, Sinks, Subscriptions};
 use crate::gateway::{Gateway, Login};
 use crate::guard::Governor;
 use crate::log::{Log, Policies, Policy, PostgresStore, Retention, Store};
@@ -97,6 +97,9 @@ pub struct Options {
     /// The log.
     #[command(flatten)]
     pub log: LogOptions,
+    /// Delivery.
+    #[command(flatten)]
+    pub delivery: DeliveryOptions,
     /// The HTTP server.
     #[command(flatten)]
     pub http: HttpOptions,
@@ -128,6 +131,9 @@ pub enum Error {
     /// Metrics could not be set up.
     #[error("metrics cannot be collected")]
     Telemetry(#[source] telemetry::Error),
+    /// Nothing can be sent to subscribers.
+    #[error("changes cannot be delivered")]
+    Delivery(#[source] feed::Error),
     /// The HTTP server could not start.
     #[error("requests cannot be served")]
     Serve(#[source] api::Error),
@@ -183,6 +189,7 @@ impl App {
             every: options.log.log_sweep,
         };
         let feed = Feed::new(registry.clone(), log.clone());
+        let sinks = Sinks::new(&options.delivery).map_err(Error::Delivery)?;
         let subscriptions = Subscriptions::new(registry.clone(), log.clone(), pool);
         let governor = Governor::new(registry.clone(), options.postgres.clone());
         let mut capture = options.capture.clone();
@@ -196,6 +203,7 @@ impl App {
         app.working.spawn("registry", registry.clone().run(stopping.clone()));
         app.working.spawn("log retention", retention.run(stopping.clone()));
         app.working.spawn("subscriptions", subscriptions.clone().keep(stopping.clone()));
+        app.working.spawn("delivery", subscriptions.clone().dispatch(sinks, app.working.clone()));
         app.working.spawn("guard", governor.clone().run(stopping));
         app.working.spawn("capture", captures.clone().run(app.working.clone()));
         let context = api::Context {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::vocab::SourceName;
+use crate::vocab::{Network, SourceName};
 
 /// Parses `300ms`, `5s`, `2m`.
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -158,6 +158,19 @@ impl FromStr for SourceLimits {
     }
 }
 
+/// Delivery: sending changes to those who subscribed.
+#[derive(Debug, Clone, Args)]
+pub struct DeliveryOptions {
+    /// Networks that webhooks may be sent to although they are not public, such as 10.0.0.0/8, separated by
+    /// commas. Without any, what only this server can reach stays closed to whoever may subscribe.
+    #[arg(long, env = "CADASTRE_WEBHOOK_ALLOW", value_name = "NETWORKS", value_delimiter = ',')]
+    pub webhook_allow: Vec<Network>,
+    /// How long after a server died, beyond the longest wait for its receiver, another takes up what it was sending.
+    /// Too short, and a slow registry database makes replicas take subscriptions from each other.
+    #[arg(long, env = "CADASTRE_DELIVERY_HOLD", default_value = "5s", value_parser = duration)]
+    pub delivery_hold: Duration,
+}
+
 /// The HTTP server.
 #[derive(Debug, Clone, Args)]
 pub struct HttpOptions {
@@ -187,7 +200,7 @@ macro_rules! default_from_flags {
         }
     )*};
 }
-default_from_flags!(PostgresOptions, CaptureOptions, LogOptions, HttpOptions);
+default_from_flags!(PostgresOptions, CaptureOptions, LogOptions, DeliveryOptions, HttpOptions);
 
 #[cfg(test)]
 mod tests {

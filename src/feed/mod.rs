@@ -17,6 +17,7 @@ mod error;
 mod request;
 mod subscription;
 
+pub use deliver::Sinks;
 pub use deliver::pull::{Acknowledged, Fetched, FetchedChange, Which};
 pub use delivery::Delivery;
 pub use error::Error;

@@ -21,17 +21,26 @@ pub enum Failpoint {
     LogBeforeDurable,
     /// The store has changes; the slot was not yet told.
     LogAfterDurable,
+    /// A change was chosen and not sent to its receiver.
+    DeliverBeforeSend,
+    /// A receiver has taken changes, and nothing knows it yet.
+    DeliverAfterSend,
+    /// What was settled is about to be written with the cursor.
+    DeliverBeforeCursor,
 }
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::GuardApply,
         Self::GuardUninstall,
         Self::CaptureSpill,
         Self::CaptureBeforeAppend,
         Self::LogBeforeDurable,
         Self::LogAfterDurable,
+        Self::DeliverBeforeSend,
+        Self::DeliverAfterSend,
+        Self::DeliverBeforeCursor,
     ];
 
     /// Its name in `CADASTRE_FAILPOINTS`.
@@ -43,6 +52,9 @@ impl Failpoint {
             Self::CaptureBeforeAppend => "capture.before_append",
             Self::LogBeforeDurable => "log.before_durable",
             Self::LogAfterDurable => "log.after_durable",
+            Self::DeliverBeforeSend => "deliver.before_send",
+            Self::DeliverAfterSend => "deliver.after_send",
+            Self::DeliverBeforeCursor => "deliver.before_cursor",
         }
     }
 

@@ -1,7 +1,9 @@
 //! Delivery from outside: subscriptions, those who fetch and those who are sent to.
 
 mod pull;
+mod receiver;
 mod subscriptions;
+mod webhook;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use super::super::client::{Client, ClientOptions};
 use super::super::error::Error;
 use crate::app::{self, App};
-use crate::config::{CaptureOptions, HttpOptions, LogOptions, PostgresOptions};
+use crate::config::{CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions};
 use crate::embedded::{self, PrivatePostgres};
 use crate::pg::{Connection, Target};
 
@@ -104,6 +104,7 @@ impl Stage {
             postgres: waits,
             capture: CaptureOptions::default(),
             log: LogOptions::default(),
+            delivery: DeliveryOptions::default(),
         };
         let app = App::start(options.clone()).await?;
         options.http.listen = app.addr().to_string();

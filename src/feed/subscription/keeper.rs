@@ -23,7 +23,7 @@ impl Subscriptions {
         let keep = async {
             loop {
                 changes.mark_unchanged();
-                self.look().await;
+                self.look_after_all().await;
                 // An error is the registry's end, which is that of the program.
                 let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
             }
@@ -31,13 +31,13 @@ impl Subscriptions {
         stop.run_until_cancelled(keep).await;
     }
 
-    async fn look(&self) {
+    async fn look_after_all(&self) {
         let snapshot = self.shared.registry.snapshot();
         for name in snapshot.subscriptions.keys().take(limits::SUBSCRIPTIONS_MAX) {
             let kept = async {
                 let declared = self.declared(name)?;
                 self.begun(&declared).await?;
-                self.look_at(&declared).await
+                self.look_after(&declared).await
             };
             if let Err(error) = kept.await {
                 tracing::warn!(
@@ -49,7 +49,7 @@ impl Subscriptions {
         }
     }
 
-    async fn look_at(&self, declared: &Declared) -> Result<(), Error> {
+    async fn look_after(&self, declared: &Declared) -> Result<(), Error> {
         let name = declared.subscription.name.as_str();
         let look = async |connection: &mut crate::pg::PooledConnection| {
             let state = locked(connection, name).await?;

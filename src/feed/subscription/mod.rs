@@ -89,7 +89,9 @@ impl Subscriptions {
     /// # Errors
     /// [`Error::Trimmed`] when it is to begin before what the log holds.
     pub async fn begin(&self, name: &str) -> Result<(), Error> {
-        self.begun(&self.declared(name)?).await.map(drop)
+        self.begun(&self.declared(name)?).await?;
+        self.wished();
+        Ok(())
     }
 
     /// Stops delivery, or lets it go on where it stopped.
@@ -418,7 +420,8 @@ impl Subscriptions {
         }
     }
 
-    fn wished(&self) {
+    /// Wakes those who send, here.
+    pub(in crate::feed) fn wished(&self) {
         self.shared.wishes.send_modify(|wishes| *wishes = wishes.wrapping_add(1));
     }
 }

@@ -25,6 +25,8 @@ pub(in crate::feed) struct State {
     pub(in crate::feed) cursor: Position,
     pub(in crate::feed) tally: Tally,
     pub(in crate::feed) checksum: Checksum,
+    /// Grows with every wish from outside: a seek, a redrive, a drop.
+    pub(in crate::feed) wishes: i64,
     pub(in crate::feed) breaker: String,
     pub(in crate::feed) trouble: Option<String>,
     pub(in crate::feed) delivered_at: Option<DateTime<Utc>>,
@@ -76,6 +78,11 @@ impl Checksum {
         let (first, _) = digest.split_at(8);
         let fingerprint = first.iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
         self.0 ^= fingerprint;
+    }
+
+    /// Adds the positions of another set, none of which is in this one.
+    pub(in crate::feed) fn merge(&mut self, other: Self) {
+        self.0 ^= other.0;
     }
 
     /// The number as PostgreSQL keeps it, which has no unsigned type.

@@ -8,6 +8,7 @@ use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, TransactionManager};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::dead_letter;
 use super::held;
@@ -66,11 +67,13 @@ pub(super) async fn transaction<T>(
     }
 }
 
-const STATES: &str = "SELECT t.* FROM subscription_states t \
+const STATES: &str = "SELECT t.*, s.name FROM subscription_states t \
      JOIN subscriptions s ON s.id = t.subscription_id";
 
 #[derive(QueryableByName)]
 struct Row {
+    #[diesel(sql_type = Text)]
+    name: String,
     #[diesel(sql_type = Integer)]
     subscription_id: i32,
     #[diesel(sql_type = Bool)]
@@ -91,6 +94,8 @@ struct Row {
     dropped: i64,
     #[diesel(sql_type = BigInt)]
     checksum: i64,
+    #[diesel(sql_type = BigInt)]
+    wishes: i64,
     #[diesel(sql_type = Text)]
     breaker: String,
     #[diesel(sql_type = Nullable<Text>)]
@@ -100,7 +105,7 @@ struct Row {
 }
 
 impl Row {
-    fn read(self) -> QueryResult<State> {
+    fn read(self) -> QueryResult<(String, State)> {
         let state = State {
             id: SubscriptionId(self.subscription_id),
             paused: self.paused,
@@ -114,12 +119,21 @@ impl Row {
                 dropped: self.dropped,
             },
             checksum: Checksum::from_stored(self.checksum),
+            wishes: self.wishes,
             breaker: self.breaker,
             trouble: self.trouble,
             delivered_at: self.delivered_at,
         };
-        Ok(state)
+        Ok((self.name, state))
     }
+}
+
+/// Every running subscription by name.
+pub(in crate::feed) async fn states(
+    connection: &mut AsyncPgConnection,
+) -> QueryResult<Vec<(String, State)>> {
+    let rows: Vec<Row> = diesel::sql_query(STATES).load(connection).await?;
+    rows.into_iter().map(Row::read).collect()
 }
 
 /// How one subscription stands. With `lock`, nobody else changes that before the transaction ends.
@@ -134,7 +148,7 @@ pub(in crate::feed) async fn state(
         .get_result(connection)
         .await
         .optional()?;
-    row.map(Row::read).transpose()
+    row.map(|row| row.read().map(|(_, state)| state)).transpose()
 }
 
 /// Lets a subscription begin after a position, unless it has begun.
@@ -234,6 +248,102 @@ pub(in crate::feed) async fn wish(
 ) -> QueryResult<()> {
     let sql = "UPDATE subscription_states SET wishes = wishes + 1 WHERE subscription_id = $1";
     diesel::sql_query(sql).bind::<Integer, _>(id.0).execute(connection).await.map(drop)
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+/// Takes the cursor for `runner` until `ttl` has passed, unless another holds it; the fence to write
+/// with.
+pub(in crate::feed) async fn claim(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    runner: Uuid,
+    ttl: Duration,
+) -> QueryResult<Option<i64>> {
+    let sql = "UPDATE subscription_states SET fence = fence + 1, runner = $2, \
+               leased_until = clock_timestamp() + $3 * interval '1 millisecond' \
+               WHERE subscription_id = $1 AND NOT paused \
+                 AND (runner = $2 OR leased_until IS NULL OR leased_until < clock_timestamp()) \
+               RETURNING fence AS number";
+    let fence: Option<Number> = diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<diesel::sql_types::Uuid, _>(runner)
+        .bind::<BigInt, _>(milliseconds(ttl))
+        .get_result(connection)
+        .await
+        .optional()?;
+    Ok(fence.map(|found| found.number))
+}
+
+/// Holds the cursor for `ttl` more, and locks its row until the transaction ends. How many wishes
+/// there are, or `None` when another has taken the cursor.
+pub(in crate::feed) async fn renew(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    fence: i64,
+    ttl: Duration,
+    breaker: &str,
+    trouble: Option<&str>,
+) -> QueryResult<Option<i64>> {
+    let sql = "UPDATE subscription_states SET breaker = $4, trouble = $5, \
+               leased_until = clock_timestamp() + $3 * interval '1 millisecond' \
+               WHERE subscription_id = $1 AND fence = $2 RETURNING wishes AS number";
+    let wishes: Option<Number> = diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<BigInt, _>(fence)
+        .bind::<BigInt, _>(milliseconds(ttl))
+        .bind::<Text, _>(breaker)
+        .bind::<Nullable<Text>, _>(trouble)
+        .get_result(connection)
+        .await
+        .optional()?;
+    Ok(wishes.map(|found| found.number))
+}
+
+/// Gives the cursor up, if it still is the caller's.
+pub(in crate::feed) async fn release(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    fence: i64,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET runner = NULL, leased_until = NULL \
+               WHERE subscription_id = $1 AND fence = $2";
+    let release = diesel::sql_query(sql).bind::<Integer, _>(id.0).bind::<BigInt, _>(fence);
+    release.execute(connection).await.map(drop)
+}
+
+/// Records what stands in a subscription's way.
+pub(in crate::feed) async fn trouble(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    trouble: Option<&str>,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET trouble = $2 \
+               WHERE subscription_id = $1 AND trouble IS DISTINCT FROM $2";
+    let update = diesel::sql_query(sql).bind::<Integer, _>(id.0);
+    update.bind::<Nullable<Text>, _>(trouble).execute(connection).await.map(drop)
+}
+
+#[derive(QueryableByName)]
+struct Secret {
+    #[diesel(sql_type = Binary)]
+    secret: Vec<u8>,
+}
+
+/// The secrets that are valid now, the newest first.
+pub(in crate::feed) async fn secrets(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+) -> QueryResult<Vec<Vec<u8>>> {
+    let sql = "SELECT secret FROM subscription_secrets WHERE subscription_id = $1 \
+               AND (valid_until IS NULL OR valid_until > now()) ORDER BY made_at DESC";
+    let found: Vec<Secret> =
+        diesel::sql_query(sql).bind::<Integer, _>(id.0).load(connection).await?;
+    Ok(found.into_iter().map(|found| found.secret).collect())
 }
 
 /// Adds a secret; those before it stay valid for `overlap`, and are then forgotten.
