@@ -13,7 +13,8 @@ setup: ## Installs the PostgreSQL server package and curl where they are missing
 demo: setup ## Tells the whole story on a private PostgreSQL (ARGS=--once to end after it)
 	$(CARGO) run --quiet --locked -- demo $(ARGS)
 
-test: setup ## Runs every test
+test: ## Runs every test
+	@scripts/setup tests
 	@scripts/run-tests $(CARGO)
 
 test-pg: ## Runs what depends on PostgreSQL's version on the oldest and the newest, fetched from npm

@@ -298,6 +298,14 @@ impl Reader {
     fn nats(&mut self, section: &Section<'_>) -> Option<NatsSpec> {
         self.only(section, &["url", "stream", "subject", "timeout"]);
         let url = self.required(section, "url", "nats://HOST:PORT");
+        if url.as_deref().is_some_and(|url| {
+            let before_host = authority(url).split_once('@').map_or("", |(user, _)| user);
+            before_host.split_once(':').is_some_and(|(_, word)| !word.starts_with("${"))
+        }) {
+            let said = ": the address holds a password; refer to an environment variable instead, \
+                        such as nats://app:${NATS_PASSWORD}@HOST or ${NATS_URL}";
+            self.report(&[&section.path[..], &["url"]].concat(), said);
+        }
         let stream = self.required(section, "stream", "the name of a stream");
         let name = |text: &str, dots: bool| {
             let fits =
@@ -528,6 +536,9 @@ mod tests {
         let secret = json!({ "deliver": { "webhook": { "url": "https://me:geheim@x/" } } });
         assert!(wrong(&secret)[0].contains("expected no user and password"));
         assert!(!wrong(&secret)[0].contains("geheim"));
+        let nats = json!({ "deliver": { "nats": { "url": "nats://a:geheim@x", "stream": "S" } } });
+        assert!(wrong(&nats)[0].contains("refer to an environment variable instead"));
+        assert!(!wrong(&nats)[0].contains("geheim"));
         let two = json!({ "deliver": { "pull": {}, "nats": {} } });
         assert!(wrong(&two)[0].ends_with("and only one"));
     }

@@ -1,5 +1,6 @@
 //! Delivery from outside: subscriptions, those who fetch and those who are sent to.
 
+mod nats;
 mod pull;
 mod receiver;
 mod subscriptions;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::nats::Nats;
 use super::runner::{Claim, Ended, Runner};
 use super::sink::Sink;
 use super::webhook::Webhooks;
@@ -53,7 +54,8 @@ impl Sinks {
     fn sink(&self, declared: &Declared, secrets: Vec<Vec<u8>>) -> Option<Arc<dyn Sink>> {
         match &declared.spec.deliver {
             Deliver::Webhook(spec) => Some(Arc::new(self.webhooks.sink(spec, secrets))),
-            Deliver::Nats(_) | Deliver::Pull { .. } | Deliver::Kafka => None,
+            Deliver::Nats(spec) => Some(Arc::new(Nats::new(spec))),
+            Deliver::Pull { .. } | Deliver::Kafka => None,
         }
     }
 }

@@ -18,6 +18,7 @@ mod breaker;
 mod dispatch;
 mod keys;
 mod lots;
+mod nats;
 mod pace;
 pub(super) mod pull;
 mod runner;

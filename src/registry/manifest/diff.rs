@@ -118,7 +118,6 @@ fn note(declared: &Mutation) -> Option<String> {
     let Mutation::SubscriptionPut(subscription) = declared else { return None };
     let way = subscription.spec.get("deliver")?.as_object()?.keys().next()?;
     let how = match way.as_str() {
-        "nats" => "deliver to NATS",
         "kafka" => "deliver to Kafka",
         _ => return None,
     };
