@@ -50,7 +50,7 @@ enum Action {
     Seek {
         #[command(flatten)]
         named: Named,
-        /// `now`, `earliest`, or after a position.
+        /// `now`, `earliest`, after a position, or from a time such as 2026-03-01T12:00:00Z.
         #[arg(long, value_name = "PLACE")]
         to: String,
     },

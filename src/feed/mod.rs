@@ -15,6 +15,7 @@ mod deliver;
 mod delivery;
 mod error;
 mod request;
+mod shape;
 mod subscription;
 
 pub use deliver::Sinks;
@@ -22,6 +23,7 @@ pub use deliver::pull::{Acknowledged, Fetched, FetchedChange, Which};
 pub use delivery::Delivery;
 pub use error::Error;
 pub use request::{After, Request};
+pub use shape::Shape;
 pub use subscription::{
     Attempt, Checksum, Counts, DeadLetter, LetterState, Status, Subscriptions, Tally,
 };
@@ -76,7 +78,7 @@ impl Desk {
             .map_err(|_| Error::Full { limit: self.limit })?;
         let mut reader = self.log.reader(source, request.after.into(), Some(datasets));
         reader.locate().await?;
-        Ok(Cursor { reader, ops, _place: place })
+        Ok(Cursor { reader, ops, shape: request.shape.clone(), _place: place })
     }
 }
 
@@ -85,6 +87,7 @@ impl Desk {
 pub struct Cursor {
     reader: Reader,
     ops: Ops,
+    shape: Shape,
     /// Given back when the subscriber leaves.
     _place: OwnedSemaphorePermit,
 }
@@ -95,7 +98,8 @@ impl Cursor {
     /// [`Error::Trimmed`], calling again goes on where it was.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
         loop {
-            if let Some(delivery) = Delivery::new(self.reader.next().await?, self.ops) {
+            let slice = self.reader.next().await?;
+            if let Some(delivery) = Delivery::new(slice, self.ops, &self.shape) {
                 return Ok(delivery);
             }
         }

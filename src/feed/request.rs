@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::Error;
+use super::{Error, Shape};
 use crate::log::Start;
 use crate::registry::Snapshot;
 use crate::vocab::{DatasetId, DatasetName, Op, Position, SourceId, limits};
@@ -57,6 +57,8 @@ pub struct Request {
     pub after: After,
     /// Only these operations; `None` is all.
     pub ops: Option<Vec<Op>>,
+    /// Which changes of these, and in which form.
+    pub shape: Shape,
 }
 
 impl Request {

@@ -64,7 +64,9 @@ impl Fixture {
         ops: Option<Vec<Op>>,
     ) -> Result<Cursor, Error> {
         let datasets = datasets.iter().map(|text| name(text)).collect();
-        self.desk.open(&self.snapshot, &Request { datasets, after, ops }).await
+        self.desk
+            .open(&self.snapshot, &Request { datasets, after, ops, shape: Shape::default() })
+            .await
     }
 
     async fn writer(&self) -> Writer {
@@ -187,6 +189,40 @@ async fn a_subscriber_gets_what_it_asked_for_and_nothing_else() {
     assert_eq!((delivery.last(), delivery.iter().count()), (position(4), 1));
     assert_eq!(delivery.ndjson(), "{\"n\":4}\n");
     assert!(fixture.tasks.stop(Duration::from_secs(30)).await);
+}
+
+#[tokio::test]
+async fn a_subscriber_gets_the_rows_and_columns_it_asked_for_and_others_get_all() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.writer().await;
+    let shape = Shape {
+        predicate: Some("n >= 2".parse().unwrap()),
+        columns: Some(["n".to_owned()].into()),
+        cloud_event: false,
+    };
+    let request =
+        Request { datasets: vec![name("shop.public.orders")], after: After::Now, ops: None, shape };
+    let mut some = fixture.desk.open(&fixture.snapshot, &request).await.unwrap();
+    let mut builder = BatchBuilder::new();
+    for n in 1..=3 {
+        let encode = |out: &mut Vec<u8>| {
+            let event = format!("{{\"op\":\"c\",\"before\":null,\"after\":{{\"n\":{n},\"m\":0}}}}");
+            out.extend_from_slice(event.as_bytes());
+            Ok::<_, Infallible>(())
+        };
+        builder.push(position(n), ORDERS, Op::Create, encode).unwrap();
+    }
+    writer.append(builder.finish().unwrap(), None).await.unwrap();
+    let delivery = next(&mut some).await;
+    assert_eq!((delivery.last(), delivery.iter().count()), (position(3), 2));
+    assert_eq!(
+        delivery.ndjson(),
+        "{\"op\":\"c\",\"before\":null,\"after\":{\"n\":2}}\n\
+         {\"op\":\"c\",\"before\":null,\"after\":{\"n\":3}}\n"
+    );
+    assert!(
+        delivery.sse().starts_with(b"id: 01-00000000000003E8-00000002\nevent: change\ndata: {")
+    );
 }
 
 #[tokio::test]

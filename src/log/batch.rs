@@ -179,7 +179,7 @@ impl Batch {
 
     /// The changes in `range`, borrowed: what delivery copies from without touching a reference
     /// count. The range is cut to what there is.
-    pub fn entries(&self, range: Range<usize>) -> impl Iterator<Item = (&Entry, &[u8])> {
+    pub fn entries(&self, range: Range<usize>) -> impl Iterator<Item = (&Entry, &[u8])> + Clone {
         let range = self.clamp(range);
         let mut start = self.start(range.start);
         self.entries[range].iter().map(move |entry| {

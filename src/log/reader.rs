@@ -272,7 +272,7 @@ impl Slice {
     }
 
     /// As [`Slice::iter`], borrowed: for those who copy the JSON into something else.
-    pub fn entries(&self) -> impl Iterator<Item = (&Entry, &[u8])> {
+    pub fn entries(&self) -> impl Iterator<Item = (&Entry, &[u8])> + Clone {
         self.batch
             .entries(self.range.clone())
             .filter(|(entry, _)| self.all_match || self.wanted.has(entry.dataset))

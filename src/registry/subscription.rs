@@ -5,15 +5,18 @@
 //! Reading one either gives a [`SubscriptionSpec`] whose every value is in range, or everything that
 //! is wrong with it, each with the path of the field. What is left out has its default here.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::vocab::{Position, limits};
+use crate::vocab::{Op, Position, Predicate, PredicateError, limits};
 
 /// What may stand in a declaration beside service and datasets.
-pub const SPEC_FIELDS: [&str; 5] = ["deliver", "retry", "start", "budget", "deadLetters"];
+pub const SPEC_FIELDS: [&str; 6] = ["deliver", "filter", "retry", "start", "budget", "deadLetters"];
 
 /// What the name of a subscription looks like, for messages.
 pub const SUBSCRIPTION_NAME_FORM: &str = "1 to 63 characters, a lower-case letter first, then \
@@ -31,6 +34,8 @@ pub fn is_subscription_name(text: &str) -> bool {
 pub struct SubscriptionSpec {
     /// The way changes go out.
     pub deliver: Deliver,
+    /// Which changes are wanted.
+    pub filter: Filter,
     /// What happens when they do not arrive.
     pub retry: RetryPolicy,
     /// Where the first run begins.
@@ -39,6 +44,17 @@ pub struct SubscriptionSpec {
     pub budget: Budget,
     /// How long a parked change is kept before it counts as given up; `None` is for ever.
     pub expire_after: Option<Duration>,
+}
+
+/// Which changes are wanted; `None` is all.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Filter {
+    /// Only these operations.
+    pub ops: Option<Vec<Op>>,
+    /// Only changes of rows of which this holds.
+    pub predicate: Option<Predicate>,
+    /// Only these columns of the rows.
+    pub columns: Option<BTreeSet<String>>,
 }
 
 /// The way changes go out.
@@ -68,6 +84,8 @@ pub struct WebhookSpec {
     pub batch: usize,
     /// Most requests at a time; changes of one key are never in two.
     pub parallel: usize,
+    /// In the JSON format of CloudEvents.
+    pub cloud_events: bool,
 }
 
 /// A JetStream stream.
@@ -114,6 +132,29 @@ pub enum StartAt {
     Earliest,
     /// With the change after this position.
     After(Position),
+    /// With the first change committed at or after this time.
+    Time(DateTime<Utc>),
+}
+
+impl FromStr for StartAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "now" => return Ok(Self::Now),
+            "earliest" => return Ok(Self::Earliest),
+            _ => {}
+        }
+        if let Ok(position) = text.parse() {
+            return Ok(Self::After(position));
+        }
+        let time = DateTime::parse_from_rfc3339(text).map(|time| Self::Time(time.to_utc()));
+        time.map_err(|_| {
+            "expected \"now\", \"earliest\", a position such as 01-00000000016CA548-00000003, or a \
+             time such as 2026-03-01T12:00:00Z"
+                .to_owned()
+        })
+    }
 }
 
 /// The most a subscription may take; `None` is as much as comes.
@@ -228,6 +269,7 @@ impl Reader {
         let root = Section { path: Vec::new(), fields };
         self.only(&root, &SPEC_FIELDS);
         let deliver = self.deliver(&root);
+        let filter = self.filter(&root);
         let retry = self.retry(&root);
         let start = self.start(&root);
         let budget = self.budget(&root);
@@ -235,7 +277,7 @@ impl Reader {
             self.only(&letters, &["expireAfter"]);
             self.duration(&letters, "expireAfter", Duration::from_secs(1))
         });
-        Some(SubscriptionSpec { deliver: deliver?, retry, start, budget, expire_after })
+        Some(SubscriptionSpec { deliver: deliver?, filter, retry, start, budget, expire_after })
     }
 
     fn deliver(&mut self, root: &Section<'_>) -> Option<Deliver> {
@@ -275,7 +317,7 @@ impl Reader {
     }
 
     fn webhook(&mut self, section: &Section<'_>) -> Option<WebhookSpec> {
-        self.only(section, &["url", "timeout", "batch", "parallel"]);
+        self.only(section, &["url", "timeout", "batch", "parallel", "format"]);
         let expected = "an http or https address";
         let url = self.required(section, "url", expected)?;
         let at = [&section.path[..], &["url"]].concat();
@@ -287,11 +329,21 @@ impl Reader {
         let timeout = self.duration(section, "timeout", Duration::from_millis(100));
         let batch = self.number(section, "batch", limits::WEBHOOK_BATCH_MAX);
         let parallel = self.number(section, "parallel", limits::DELIVERIES_PARALLEL_MAX);
+        let cloud_events = match self.text(section, "format").as_deref() {
+            None | Some("debezium") => false,
+            Some("cloudevents") => true,
+            Some(_) => {
+                let at = [&section.path[..], &["format"]].concat();
+                self.report(&at, ": expected debezium or cloudevents");
+                false
+            }
+        };
         Some(WebhookSpec {
             url,
             timeout: timeout.unwrap_or(Duration::from_secs(10)),
             batch: batch.unwrap_or(1),
             parallel: parallel.unwrap_or(4),
+            cloud_events,
         })
     }
 
@@ -327,6 +379,52 @@ impl Reader {
         Some(NatsSpec { url: url?, stream: stream?, subject, timeout })
     }
 
+    fn filter(&mut self, root: &Section<'_>) -> Filter {
+        let Some(section) = self.section(root, "filter") else { return Filter::default() };
+        self.only(&section, &["ops", "where", "columns"]);
+        let ops = self.texts(&section, "ops").map(|ops| {
+            let mut known = Vec::new();
+            for text in ops {
+                let op = match text.as_bytes() {
+                    [code] => Op::from_code(*code).filter(|op| Op::CHANGES.contains(op)),
+                    _ => None,
+                };
+                match op {
+                    Some(op) => known.push(op),
+                    None => self.report(
+                        &["filter", "ops"],
+                        format!(": unknown operation \"{text}\": expected of c, u, d, t, r"),
+                    ),
+                }
+            }
+            known
+        });
+        let predicate = self.text(&section, "where").and_then(|text| match text.parse() {
+            Ok(predicate) => Some(predicate),
+            Err(error) => {
+                let error: PredicateError = error;
+                self.report(&["filter", "where"], format!(": {error}"));
+                None
+            }
+        });
+        let columns = self.texts(&section, "columns");
+        Filter { ops, predicate, columns: columns.map(|names| names.into_iter().collect()) }
+    }
+
+    /// A list of texts, at least one.
+    fn texts(&mut self, section: &Section<'_>, name: &str) -> Option<Vec<String>> {
+        let value = section.fields.get(name).filter(|value| !value.is_null())?;
+        let texts: Option<Vec<String>> = value
+            .as_array()
+            .filter(|items| !items.is_empty())
+            .and_then(|items| items.iter().map(|it| it.as_str().map(str::to_owned)).collect());
+        if texts.is_none() {
+            let at = [&section.path[..], &[name]].concat();
+            self.report(&at, ": expected a list of texts such as [a, b]");
+        }
+        texts
+    }
+
     fn retry(&mut self, root: &Section<'_>) -> RetryPolicy {
         let mut policy = RetryPolicy::default();
         let Some(retry) = self.section(root, "retry") else { return policy };
@@ -353,19 +451,11 @@ impl Reader {
     }
 
     fn start(&mut self, root: &Section<'_>) -> StartAt {
-        match self.text(root, "start").as_deref() {
-            None | Some("now") => StartAt::Now,
-            Some("earliest") => StartAt::Earliest,
-            Some(text) => text.parse().map_or_else(
-                |_| {
-                    let said = ": expected \"now\", \"earliest\" or a position such as \
-                                01-00000000016CA548-00000003";
-                    self.report(&["start"], said);
-                    StartAt::Now
-                },
-                StartAt::After,
-            ),
-        }
+        let Some(text) = self.text(root, "start") else { return StartAt::Now };
+        text.parse().unwrap_or_else(|expected| {
+            self.report(&["start"], format!(": {expected}"));
+            StartAt::Now
+        })
     }
 
     fn budget(&mut self, root: &Section<'_>) -> Budget {
@@ -518,24 +608,37 @@ mod tests {
                 "colour": "red",
             })),
             [
-                "subscription \"s\": unknown key \"colour\": expected one of deliver, retry, start, \
-                 budget, deadLetters",
+                "subscription \"s\": unknown key \"colour\": expected one of deliver, filter, retry, \
+                 start, budget, deadLetters",
                 "webhook of deliver of subscription \"s\": unknown key \"to\": expected one of url, \
-                 timeout, batch, parallel",
+                 timeout, batch, parallel, format",
                 "url of webhook of deliver of subscription \"s\": expected an http or https address",
                 "timeout of webhook of deliver of subscription \"s\": expected at least 100ms",
                 "batch of webhook of deliver of subscription \"s\": expected a whole number from 1 to 1000",
                 "maxAttempts of retry of subscription \"s\": expected a whole number above 0",
                 "initial of retry of subscription \"s\": expected a duration such as 1s or 5m",
                 "onPark of retry of subscription \"s\": expected block or pass",
-                "start of subscription \"s\": expected \"now\", \"earliest\" or a position such as \
-                 01-00000000016CA548-00000003",
+                "start of subscription \"s\": expected \"now\", \"earliest\", a position such as \
+                 01-00000000016CA548-00000003, or a time such as 2026-03-01T12:00:00Z",
                 "budget of subscription \"s\": expected a mapping, found a number",
             ]
         );
         let secret = json!({ "deliver": { "webhook": { "url": "https://me:geheim@x/" } } });
         assert!(wrong(&secret)[0].contains("expected no user and password"));
         assert!(!wrong(&secret)[0].contains("geheim"));
+        let filter = json!({
+            "deliver": { "pull": {} },
+            "filter": { "ops": ["c", "x"], "where": "status = ", "columns": "id" },
+        });
+        assert_eq!(
+            wrong(&filter),
+            [
+                "ops of filter of subscription \"s\": unknown operation \"x\": expected of c, u, d, t, r",
+                "where of filter of subscription \"s\": at character 10: expected a value such as \
+                 'paid', 100 or true, got the end",
+                "columns of filter of subscription \"s\": expected a list of texts such as [a, b]",
+            ]
+        );
         let nats = json!({ "deliver": { "nats": { "url": "nats://a:geheim@x", "stream": "S" } } });
         assert!(wrong(&nats)[0].contains("refer to an environment variable instead"));
         assert!(!wrong(&nats)[0].contains("geheim"));

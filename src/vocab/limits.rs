@@ -104,3 +104,9 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
 /// How long a finding that is no longer there is kept, in days: long enough for a quarterly review.
 pub const FINDINGS_KEPT_DAYS: i32 = 100;
+
+/// Longest condition of a subscriber on the rows it wants, in bytes.
+pub const PREDICATE_BYTES_MAX: usize = 4_096;
+
+/// Deepest nesting of one.
+pub const PREDICATE_DEPTH_MAX: usize = 32;

@@ -10,6 +10,7 @@ mod mode;
 mod name;
 mod network;
 mod position;
+mod predicate;
 mod retry;
 mod trace;
 
@@ -19,5 +20,6 @@ pub use mode::{Mode, ModeError};
 pub use name::{DatasetName, NameError, RoleName, ServiceName, SourceName};
 pub use network::{Network, NetworkError};
 pub use position::{Epoch, Lsn, Position, PositionError};
+pub use predicate::{Column, Found, Predicate, PredicateError, Side};
 pub use retry::Retry;
 pub use trace::{TraceParent, TraceParentError};

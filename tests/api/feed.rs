@@ -139,3 +139,21 @@ async fn feeds_end_cleanly_when_the_server_is_stopped() {
     let log = shop.server.log();
     assert!(log.contains("feed ended"), "{log}");
 }
+
+#[tokio::test]
+async fn rows_columns_and_the_envelope_are_as_asked_for() {
+    let shop = Shop::declared().await;
+    for id in 1..=3 {
+        insert(&shop, id).await;
+    }
+    let asked = "where=id%20in%20(2,%203)&columns=id&format=cloudevents";
+    let path = format!("/v1/feed?datasets={ORDERS}&after=earliest&{asked}");
+    let mut feed = Feed::open(shop.get(&path)).await;
+    for id in 2..=3 {
+        let event = feed.event().await.unwrap();
+        assert_eq!(event.data["specversion"], "1.0");
+        assert_eq!(event.data["source"], format!("/datasets/{ORDERS}"));
+        assert_eq!(event.data["id"].as_str(), event.id.as_deref());
+        assert_eq!(event.data["data"]["after"], serde_json::json!({ "id": id }));
+    }
+}

@@ -159,6 +159,11 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
             return None;
         }
+        // A handshake of TLS, which this does not speak.
+        if bytes.first() == Some(&0x16) {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            return None;
+        }
     };
     let head = String::from_utf8(bytes[..end].to_vec()).ok()?;
     let headers: BTreeMap<String, String> = head

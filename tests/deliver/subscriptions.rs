@@ -47,6 +47,11 @@ async fn a_subscription_is_paused_resumed_moved_and_forgotten() {
     let first = all["changes"][0]["position"].as_str().unwrap();
     assert_eq!(act(&shop, "subscriptionSeek", kind, seek(first)).await, none);
     assert_eq!(ids(&shop.get("invoices", "changes?wait=30s").await), [2]);
+    let time = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    assert_eq!(act(&shop, "subscriptionSeek", kind, seek(&time.to_rfc3339())).await, none);
+    assert_eq!(shop.get("invoices", "changes").await["changes"], none, "nothing is that new");
+    assert_eq!(act(&shop, "subscriptionSeek", kind, seek("2020-01-01T00:00:00Z")).await, none);
+    assert_eq!(ids(&shop.get("invoices", "changes?wait=30s").await), [1, 2]);
     let wrong = act(&shop, "subscriptionSeek", kind, seek("yesterday")).await;
     assert_eq!(wrong[0]["field"], json!(["input", "to"]), "{wrong}");
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cadastre::config::PostgresOptions;
-use cadastre::feed::{After, Cursor, Error, Feed, Request};
+use cadastre::feed::{After, Cursor, Error, Feed, Request, Shape};
 use cadastre::log::{Batch, BatchBuilder, Log, PostgresStore, Store};
 use cadastre::pg::{Pool, migrate};
 use cadastre::registry::{Mutation, Registry};
@@ -65,7 +65,7 @@ fn batch(n: u64, dataset: DatasetId) -> Batch {
 
 async fn open(feed: &Feed, datasets: &[&str], after: After) -> Result<Cursor, Error> {
     let datasets = datasets.iter().map(|name| name.parse().unwrap()).collect();
-    feed.open(Request { datasets, after, ops: None }).await
+    feed.open(Request { datasets, after, ops: None, shape: Shape::default() }).await
 }
 
 /// The next changes are these.

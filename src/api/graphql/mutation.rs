@@ -275,8 +275,8 @@ impl DatasetPayload {
 #[derive(Default, MergedObject)]
 pub(in crate::api) struct Mutation(
     RegistryMutation,
-    LeaveMutation,
     SubscriptionMutation,
+    LeaveMutation,
     TokenMutation,
 );
 

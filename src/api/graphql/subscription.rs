@@ -14,7 +14,7 @@ use super::scalar::shared;
 use super::violation::ViolationNode;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
-use crate::api::rest::parse_after;
+use crate::api::rest::{parse_after, parse_predicate};
 use crate::feed;
 use crate::vocab::{DatasetName, Op, Position};
 
@@ -57,10 +57,21 @@ impl Subscription {
         ctx: &Context<'_>,
         datasets: Vec<String>,
         after: Option<String>,
+        #[graphql(
+            name = "where",
+            desc = "Only changes of rows of which this holds, such as `status = 'paid' and amount >= 100`."
+        )]
+        condition: Option<String>,
+        #[graphql(desc = "Only these columns of the rows.")] columns: Option<Vec<String>>,
     ) -> Result<impl Stream<Item = Result<ChangeNode, Problem>> + use<>, Problem> {
         let datasets = datasets.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
         let after = parse_after(after.as_deref())?;
-        let request = feed::Request { datasets, after, ops: None };
+        let shape = feed::Shape {
+            predicate: condition.as_deref().map(parse_predicate).transpose()?,
+            columns: columns.map(|columns| columns.into_iter().collect()),
+            cloud_event: false,
+        };
+        let request = feed::Request { datasets, after, ops: None, shape };
         let cursor = shared(ctx).context.feed.open(request).await?;
         let deliveries = stream::try_unfold(cursor, |mut cursor| async move {
             let delivery = cursor.next().await.map_err(Problem::from)?;

@@ -4,6 +4,7 @@
 //! misses nothing from then on. A feed that ends by an error says so as its last event; one that
 //! ends without is the server's shutdown or a lost connection, and may be resumed.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -21,15 +22,15 @@ use crate::api::negotiate;
 use crate::api::observe::Identity;
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
-use crate::feed::{self, After, Cursor, Delivery};
-use crate::vocab::{Op, limits};
+use crate::feed::{self, After, Cursor, Delivery, Shape};
+use crate::vocab::{Op, Predicate, limits};
 
 /// Largest piece given to the connection at once, in bytes: what a reader that stopped reading
 /// holds in buffers of its connection grows with it.
 const PIECE_BYTES_MAX: usize = 32 * 1024;
 
 /// Every parameter of the interface, those included that are not served yet.
-const PARAMETERS: [&str; 6] = ["datasets", "after", "ops", "key", "columns", "format"];
+const PARAMETERS: [&str; 7] = ["datasets", "after", "ops", "key", "columns", "where", "format"];
 
 /// The changes of some datasets from a position on, for as long as the client stays.
 ///
@@ -42,6 +43,9 @@ const PARAMETERS: [&str; 6] = ["datasets", "after", "ops", "key", "columns", "fo
         ("datasets" = String, Query, description = "Names, separated by commas; all of one source"),
         ("after" = Option<String>, Query, description = "`now` (default), `earliest` or a position"),
         ("ops" = Option<String>, Query, description = "Of c, u, d, t, r, separated by commas; all by default"),
+        ("where" = Option<String>, Query, description = "Only changes of rows of which this holds, such as `status = 'paid' and amount >= 100`"),
+        ("columns" = Option<String>, Query, description = "Only these columns of the rows, separated by commas"),
+        ("format" = Option<String>, Query, description = "`debezium` (default), or `cloudevents` for the JSON format of CloudEvents 1.0"),
         ("Last-Event-ID" = Option<String>, Header, description = "A position; overrides `after`"),
     ),
     responses(
@@ -147,19 +151,20 @@ impl Form {
 /// overrides where the address says to begin.
 fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Problem> {
     let query = Query::parse(query, &PARAMETERS)?;
-    for name in ["key", "columns"] {
-        if query.one(name)?.is_some() {
-            return Err(not_supported(&format!("the filter \"{name}\"")));
-        }
+    if query.one("key")?.is_some() {
+        return Err(not_supported("the filter \"key\""));
     }
-    match query.one("format")? {
-        None | Some("debezium") => {}
-        Some("cloudevents") => return Err(not_supported("format=cloudevents")),
+    let cloud_event = match query.one("format")? {
+        None | Some("debezium") => false,
+        Some("cloudevents") => true,
         Some(other) => {
-            let detail = format!("unknown format \"{other}\": expected \"debezium\"");
+            let detail =
+                format!("unknown format \"{other}\": expected \"debezium\" or \"cloudevents\"");
             return Err(Problem::new(Code::BadRequest, detail));
         }
-    }
+    };
+    let predicate = query.one("where")?.map(parse_predicate).transpose()?;
+    let columns = query.one("columns")?.map(parse_columns).transpose()?;
     let names = query.all("datasets").flat_map(|list| list.split(',')).map(str::trim);
     let datasets =
         names.filter(|name| !name.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>()?;
@@ -169,7 +174,8 @@ fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Prob
     }
     let after = parse_after(last_event_id.or(query.one("after")?))?;
     let ops = query.one("ops")?.map(parse_ops).transpose()?;
-    Ok(feed::Request { datasets, after, ops })
+    let shape = Shape { predicate, columns, cloud_event };
+    Ok(feed::Request { datasets, after, ops, shape })
 }
 
 /// Where to begin: `now` when nothing is said.
@@ -186,6 +192,20 @@ pub(in crate::api) fn parse_after(text: Option<&str>) -> Result<After, Problem> 
             }
         },
     }
+}
+
+/// A condition on rows.
+pub(in crate::api) fn parse_predicate(text: &str) -> Result<Predicate, Problem> {
+    text.parse().map_err(|error| Problem::new(Code::BadRequest, format!("where: {error}")))
+}
+
+fn parse_columns(text: &str) -> Result<BTreeSet<String>, Problem> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let columns: BTreeSet<String> = names.map(str::to_owned).collect();
+    if columns.is_empty() {
+        return Err(Problem::new(Code::BadRequest, "columns= names no column"));
+    }
+    Ok(columns)
 }
 
 fn parse_ops(text: &str) -> Result<Vec<Op>, Problem> {
@@ -329,6 +349,12 @@ mod tests {
         assert_eq!(asked.datasets.len(), 2);
         assert_eq!(asked.after, After::Now);
         assert_eq!(asked.ops, Some(vec![Op::Create, Op::Update]));
+        assert!(asked.shape.is_plain());
+        let query = "datasets=a.b.c&columns=id,status&where=id%20%3E%201&format=cloudevents";
+        let shape = parse(query, None).unwrap().shape;
+        assert_eq!(shape.columns, Some(["id".to_owned(), "status".to_owned()].into()));
+        assert_eq!(shape.predicate, Some("id > 1".parse().unwrap()));
+        assert!(shape.cloud_event);
     }
 
     #[test]
@@ -350,7 +376,12 @@ mod tests {
             ("datasets=a.b.c&ops=x", Code::BadRequest, "c, u, d, t, r"),
             ("datasets=a.b.c&ops=g", Code::BadRequest, "c, u, d, t, r"),
             ("datasets=a.b.c&key=1", Code::NotSupported, "\"key\""),
-            ("datasets=a.b.c&format=cloudevents", Code::NotSupported, "cloudevents"),
+            (
+                "datasets=a.b.c&where=status%20=",
+                Code::BadRequest,
+                "where: at character 9: expected a value",
+            ),
+            ("datasets=a.b.c&columns=,", Code::BadRequest, "names no column"),
             ("datasets=a.b.c&format=xml", Code::BadRequest, "debezium"),
         ] {
             let problem = parse(query, None).unwrap_err();

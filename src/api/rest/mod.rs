@@ -15,7 +15,7 @@ mod subscription;
 
 pub(super) use check::{check_body, check_query};
 pub(super) use doctor::doctor;
-pub(super) use feed::{feed, parse_after};
+pub(super) use feed::{feed, parse_after, parse_predicate};
 pub(super) use health::{healthz, metrics, readyz};
 pub(super) use manifest::{apply, export, plan};
 pub(super) use openapi::openapi;

@@ -157,7 +157,13 @@ impl Lots {
         let mut best: Option<(usize, Position)> = None;
         for (position, lot) in &self.lots {
             match lot.stage {
-                Stage::Delivered | Stage::Filtered | Stage::Parked => continue,
+                Stage::Delivered | Stage::Filtered => continue,
+                Stage::Parked => {
+                    if self.blocks {
+                        barred.block(&lot.held.keys);
+                    }
+                    continue;
+                }
                 Stage::Out => {
                     barred.bar(&lot.held.keys);
                     continue;
@@ -205,6 +211,9 @@ impl Lots {
         let mut passes = true;
         for (position, lot) in &self.lots {
             let keys = &lot.held.keys;
+            if lot.stage == Stage::Parked && self.blocks {
+                barred.block(keys);
+            }
             if lot.stored {
                 match lot.stage {
                     Stage::Delivered | Stage::Filtered => plan.gone.push(*position),
@@ -406,8 +415,10 @@ mod tests {
             let mut lots = lots(&[&[1], &[1]]);
             lots.blocks = blocks;
             stage(&mut lots, 1, Stage::Parked);
+            assert_eq!(chosen(&lots, 10, false), expected, "before it is written");
             let plan = lots.plan(position(0), position(2));
             assert_eq!(ordinals(&plan.park), [1]);
+            assert_eq!(ordinals(&plan.store), if blocks { vec![2] } else { vec![] });
             lots.done(&plan);
             assert_eq!(chosen(&lots, 10, false), expected);
         }

@@ -16,7 +16,7 @@
 mod address;
 mod breaker;
 mod dispatch;
-mod keys;
+pub(super) mod keys;
 mod lots;
 mod nats;
 mod pace;

@@ -23,6 +23,7 @@ use sha2::Sha256;
 
 use super::address::Addresses;
 use super::sink::{Blame, Failure, Sink};
+use crate::feed::shape::cloud_event;
 use crate::feed::subscription::held::Item;
 use crate::registry::WebhookSpec;
 use crate::vocab::{Network, TraceParent};
@@ -32,6 +33,9 @@ const EXCERPT_CHARS: usize = 200;
 
 /// How much of it is read for that, in bytes.
 const EXCERPT_BYTES: usize = 1024;
+
+/// Longest wait for a connection, TLS included.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// Longest wait that a receiver can ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -49,6 +53,8 @@ impl Webhooks {
         let addresses = Addresses::new(allowed);
         let client = Client::builder()
             .user_agent(concat!("cadastre/", env!("CARGO_PKG_VERSION")))
+            // So that a receiver that is not reached is told apart from one that does not answer.
+            .connect_timeout(CONNECT)
             .redirect(redirect::Policy::none())
             // A proxy would connect to what was not checked.
             .no_proxy()
@@ -100,12 +106,12 @@ impl Webhook {
             return Err(receiver(format!("{address} is not an address that may be sent to")));
         }
         let (id, at) = (last.position.to_string(), Utc::now());
-        let body = body(items);
+        let body = body(items, self.spec.cloud_events);
         let mut request = self
             .webhooks
             .client
             .post(url)
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, media(items.len(), self.spec.cloud_events))
             .header("webhook-id", &id)
             .header("webhook-timestamp", at.timestamp().to_string())
             .header("webhook-signature", signatures(&self.secrets, &id, at, &body));
@@ -129,17 +135,30 @@ fn literal(url: &Url) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-/// One event as it is, several as an array.
-fn body(items: &[Item]) -> Vec<u8> {
-    if let [only] = items {
-        return only.json.to_vec();
+/// What is sent: one event, or several; in which envelope.
+fn media(changes: usize, cloud_events: bool) -> &'static str {
+    match (cloud_events, changes) {
+        (false, _) => "application/json",
+        (true, 1) => "application/cloudevents+json",
+        (true, _) => "application/cloudevents-batch+json",
     }
-    let mut body =
-        Vec::with_capacity(items.iter().map(|item| item.json.len() + 1).sum::<usize>() + 1);
+}
+
+/// One event as it is, several as an array.
+fn body(items: &[Item], cloud_events: bool) -> Vec<u8> {
+    let event = |item: &Item| match cloud_events {
+        true => cloud_event(item.position, item.op, &item.json),
+        false => item.json.to_vec(),
+    };
+    if let [only] = items {
+        return event(only);
+    }
+    let size = items.iter().map(|item| item.json.len() + 1).sum::<usize>() + 1;
+    let mut body = Vec::with_capacity(size);
     let mut separator = b'[';
     for item in items {
         body.push(separator);
-        body.extend_from_slice(&item.json);
+        body.extend_from_slice(&event(item));
         separator = b',';
     }
     body.push(b']');
@@ -272,8 +291,12 @@ mod tests {
 
     #[test]
     fn one_change_is_sent_as_it_is_and_several_as_an_array() {
-        assert_eq!(body(&[item("{\"a\":1}")]), b"{\"a\":1}");
-        assert_eq!(body(&[item("{\"a\":1}"), item("{\"a\":2}")]), b"[{\"a\":1},{\"a\":2}]");
+        let (one, two) = (item("{\"a\":1}"), item("{\"a\":2}"));
+        assert_eq!(body(&[one.clone()], false), b"{\"a\":1}");
+        assert_eq!(body(&[one.clone(), two], false), b"[{\"a\":1},{\"a\":2}]");
+        let wrapped: serde_json::Value = serde_json::from_slice(&body(&[one], true)).unwrap();
+        assert_eq!((&wrapped["specversion"], &wrapped["data"]["a"]), (&"1.0".into(), &1.into()));
+        assert_eq!(media(1, true), "application/cloudevents+json");
     }
 
     #[test]

@@ -7,8 +7,9 @@ use metrics::gauge;
 use tokio_util::sync::CancellationToken;
 
 use super::state::{State, Tally};
-use super::{Declared, Subscriptions, dead_letter, held, locked, store};
+use super::{Declared, Subscriptions, dead_letter, held, holder, locked, store};
 use crate::feed::Error;
+use crate::registry::Deliver;
 use crate::telemetry::ErrorChain;
 use crate::vocab::limits;
 
@@ -70,6 +71,10 @@ impl Subscriptions {
             Ok((state, pending, parked))
         };
         let (state, pending, parked) = self.transaction(look).await?;
+        if !matches!(declared.spec.deliver, Deliver::Kafka) {
+            // What is held has its own copy: only what follows the cursor is still needed.
+            self.shared.log.protect(declared.source, &holder(name), state.cursor).await?;
+        }
         let end = self.shared.log.bounds(declared.source).await?.map(|bounds| bounds.last);
         measure(name, &state, pending, parked, end.map_or(0, |end| end.lsn().get()));
         Ok(())

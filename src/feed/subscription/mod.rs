@@ -23,6 +23,7 @@ pub(in crate::feed) mod settle;
 mod state;
 pub(in crate::feed) mod store;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,14 +31,17 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use chrono::DateTime;
+use parking_lot::Mutex;
 
 pub use dead_letter::{DeadLetter, LetterState};
 pub use held::Attempt;
 pub use state::{Checksum, Counts, Status, Tally};
 pub(in crate::feed) use state::{State, SubscriptionId};
 
-use super::{After, Error};
-use crate::log::{Log, Reader, Start};
+use super::deliver::keys::keys;
+use super::request::Ops;
+use super::{Error, Shape};
+use crate::log::{Entry, Log, Reader, Slice, Start};
 use crate::pg::{self, Pool, PooledConnection};
 use crate::registry::{OnPark, Registry, StartAt, Subscription, SubscriptionSpec};
 use crate::vocab::{DatasetId, Position, SourceId, limits};
@@ -52,6 +56,8 @@ pub(in crate::feed) struct Shared {
     pub(in crate::feed) registry: Registry,
     pub(in crate::feed) log: Log,
     pub(in crate::feed) pool: Pool,
+    /// The columns of datasets' keys, as far as the log has told.
+    key_columns: Mutex<HashMap<DatasetId, Vec<String>>>,
     /// Ticks when something was asked for, so that runners here need not wait for their next look.
     pub(in crate::feed) wishes: tokio::sync::watch::Sender<u64>,
 }
@@ -63,6 +69,16 @@ pub(in crate::feed) struct Declared {
     pub(in crate::feed) spec: SubscriptionSpec,
     pub(in crate::feed) source: SourceId,
     pub(in crate::feed) datasets: Vec<DatasetId>,
+    ops: Ops,
+    shape: Shape,
+}
+
+impl Declared {
+    /// The change as the subscription wants it; `None` when it does not.
+    pub(in crate::feed) fn wants(&self, entry: &Entry, json: &Bytes) -> Option<Bytes> {
+        let has = self.ops.has(entry.op);
+        if has { self.shape.apply(entry.position, entry.op, json) } else { None }
+    }
 }
 
 impl Subscriptions {
@@ -70,7 +86,8 @@ impl Subscriptions {
     /// the registry's database behind `pool`.
     pub fn new(registry: Registry, log: Log, pool: Pool) -> Self {
         let wishes = tokio::sync::watch::Sender::new(0);
-        Self { shared: Arc::new(Shared { registry, log, pool, wishes }) }
+        let key_columns = Mutex::default();
+        Self { shared: Arc::new(Shared { registry, log, pool, key_columns, wishes }) }
     }
 
     /// How a subscription stands.
@@ -111,9 +128,9 @@ impl Subscriptions {
     ///
     /// # Errors
     /// [`Error::Trimmed`] when the log does not hold what follows.
-    pub async fn seek(&self, name: &str, to: After) -> Result<Position, Error> {
+    pub async fn seek(&self, name: &str, to: StartAt) -> Result<Position, Error> {
         let declared = self.declared(name)?;
-        let after = self.reader(&declared, to.into()).locate().await?;
+        let after = self.locate(&declared, to).await?;
         self.begun(&declared).await?;
         self.transaction(async |connection| {
             let state = locked(connection, name).await?;
@@ -131,7 +148,7 @@ impl Subscriptions {
     /// # Errors
     /// [`Error::Conflict`] while it has dead letters and no reason is given.
     pub async fn delete(&self, name: &str, by: &str, reason: Option<&str>) -> Result<(), Error> {
-        self.declared(name)?;
+        let declared = self.declared(name)?;
         self.transaction(async |connection| {
             let Some(state) = store::state(connection, name, true).await? else { return Ok(()) };
             dead_letter::store::park_again(connection, state.id).await?;
@@ -157,6 +174,7 @@ impl Subscriptions {
         })
         .await?;
         self.shared.registry.subscription_delete(name).await?;
+        self.shared.log.unprotect(declared.source, &holder(name)).await?;
         self.wished();
         Ok(())
     }
@@ -337,7 +355,38 @@ impl Subscriptions {
             datasets.push(found.id);
         }
         let source = source.ok_or_else(|| Error::Invalid("datasets: expected one".to_owned()))?;
-        Ok(Declared { subscription: Arc::clone(subscription), spec, source, datasets })
+        let ops = Ops::new(spec.filter.ops.as_deref())?;
+        let (predicate, columns) = (spec.filter.predicate.clone(), spec.filter.columns.clone());
+        let shape = Shape { predicate, columns, cloud_event: false };
+        let subscription = Arc::clone(subscription);
+        Ok(Declared { subscription, spec, source, datasets, ops, shape })
+    }
+
+    /// Asks the log for the key columns of the datasets in a slice that are not known yet.
+    pub(in crate::feed) async fn learn_keys(
+        &self,
+        declared: &Declared,
+        slice: &Slice,
+    ) -> Result<(), Error> {
+        let mut unknown: Vec<DatasetId> = {
+            let known = self.shared.key_columns.lock();
+            let datasets = slice.entries().map(|(entry, _)| entry.dataset);
+            datasets.filter(|dataset| !known.contains_key(dataset)).collect()
+        };
+        unknown.sort_unstable();
+        unknown.dedup();
+        for dataset in unknown {
+            if let Some(columns) = self.shared.log.key_columns(declared.source, dataset).await? {
+                self.shared.key_columns.lock().insert(dataset, columns);
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of a change; see [`keys`].
+    pub(in crate::feed) fn keys(&self, entry: &Entry, json: &[u8]) -> Vec<i64> {
+        let known = self.shared.key_columns.lock();
+        keys(known.get(&entry.dataset).map(Vec::as_slice), entry, json)
     }
 
     /// A reader of what the subscription is to.
@@ -354,17 +403,25 @@ impl Subscriptions {
         if let Some(state) = found {
             return Ok(state);
         }
-        let start = match declared.spec.start {
-            StartAt::Now => Start::Now,
-            StartAt::Earliest => Start::Earliest,
-            StartAt::After(position) => Start::After(position),
-        };
-        let after = self.reader(declared, start).locate().await?;
+        let after = self.locate(declared, declared.spec.start).await?;
         self.transaction(async |connection| {
             store::begin(connection, name, declared.source, after).await?;
             locked(connection, name).await
         })
         .await
+    }
+
+    /// The position to read after in order to begin there.
+    async fn locate(&self, declared: &Declared, start: StartAt) -> Result<Position, Error> {
+        let start = match start {
+            StartAt::Now => Start::Now,
+            StartAt::Earliest => Start::Earliest,
+            StartAt::After(position) => Start::After(position),
+            StartAt::Time(time) => {
+                Start::After(self.shared.log.position_at(declared.source, time).await?)
+            }
+        };
+        Ok(self.reader(declared, start).locate().await?)
     }
 
     async fn describe(&self, declared: &Declared) -> Result<Status, Error> {
@@ -424,6 +481,11 @@ impl Subscriptions {
     pub(in crate::feed) fn wished(&self) {
         self.shared.wishes.send_modify(|wishes| *wishes = wishes.wrapping_add(1));
     }
+}
+
+/// As whom a subscription keeps the log from being cut.
+fn holder(name: &str) -> String {
+    format!("subscription {name}")
 }
 
 /// How a subscription stands, which nobody else changes before the transaction ends.

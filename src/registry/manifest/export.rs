@@ -60,6 +60,8 @@ struct Subscription<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     deliver: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start: Option<&'a serde_json::Value>,
@@ -108,6 +110,7 @@ pub(super) fn export(snapshot: &Snapshot) -> String {
                     service: &subscription.service,
                     datasets: &subscription.datasets,
                     deliver: subscription.spec.get("deliver"),
+                    filter: subscription.spec.get("filter"),
                     retry: subscription.spec.get("retry"),
                     start: subscription.spec.get("start"),
                     budget: subscription.spec.get("budget"),

@@ -11,9 +11,9 @@ use super::{DeadLetterNode, FeedSubscriptionNode, subscriptions};
 use crate::api::access;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
-use crate::api::rest::{dead_letters::reason, parse_after};
+use crate::api::rest::dead_letters::reason;
 use crate::feed;
-use crate::registry::{self, Revision, SubscriptionSpec};
+use crate::registry::{self, Revision, StartAt, SubscriptionSpec};
 use crate::vocab::{DatasetName, ServiceName};
 
 /// How long a secret stays valid beside its successor when nothing is said, in seconds.
@@ -44,7 +44,7 @@ struct SubscriptionInput {
 struct SubscriptionSeekInput {
     /// Its name.
     name: String,
-    /// `now`, `earliest`, or a position to go on after.
+    /// `now`, `earliest`, a position to go on after, or a time to go on from.
     to: String,
 }
 
@@ -329,9 +329,12 @@ async fn seek(
     input: SubscriptionSeekInput,
 ) -> Result<SubscriptionPayload, Problem> {
     acting(ctx, &input.name)?;
-    let to = match parse_after(Some(&input.to)) {
+    let to = match input.to.parse::<StartAt>() {
         Ok(to) => to,
-        Err(problem) => return SubscriptionPayload::refused(problem, "to"),
+        Err(expected) => {
+            let problem = Problem::new(Code::BadRequest, format!("to: {expected}"));
+            return SubscriptionPayload::refused(problem, "to");
+        }
     };
     let (handle, name) = (subscriptions(ctx), input.name.clone());
     let work = async move { handle.seek(&name, to).await };

@@ -20,7 +20,6 @@ use futures::FutureExt;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::keys::keys;
 use crate::feed::Error;
 use crate::feed::subscription::held::{self, Barred, Held, Item, Room, choose};
 use crate::feed::subscription::store::{self, Step};
@@ -217,11 +216,18 @@ impl Subscriptions {
         let mut reader = self.reader(declared, Start::After(cursor));
         reader.locate().await?;
         let snapshot = self.shared.registry.snapshot();
-        let mut new = New { after: cursor, upto: cursor, items: Vec::new() };
+        let mut new = New { after: cursor, upto: cursor, items: Vec::new(), filtered: 0 };
         let mut left = room;
         let mut wait = Some(patience);
         while let Some(slice) = next(&mut reader, wait.take()).await? {
+            self.learn_keys(declared, &slice).await?;
             for (entry, json) in slice.iter() {
+                let keys = self.keys(&entry, &json);
+                let Some(json) = declared.wants(&entry, &json) else {
+                    new.upto = entry.position;
+                    new.filtered += 1;
+                    continue;
+                };
                 if !left.take(json.len(), new.items.is_empty()) {
                     return Ok(new);
                 }
@@ -230,7 +236,7 @@ impl Subscriptions {
                     position: entry.position,
                     dataset: dataset_name(&snapshot, entry.dataset),
                     op: entry.op,
-                    keys: keys(&entry),
+                    keys,
                     json,
                 });
             }
@@ -265,6 +271,8 @@ struct New {
     /// Examined up to here.
     upto: Position,
     items: Vec<Item>,
+    /// How many of those examined are not wanted.
+    filtered: i64,
 }
 
 /// What a fetch that found nothing held has to know to go on.
@@ -399,7 +407,8 @@ async fn hand_out_new(
     }
     held::store::insert(connection, state.id, &rows).await?;
     let mut step = Step::default();
-    step.tally.logged = i64::try_from(new.items.len()).unwrap_or(i64::MAX);
+    step.tally.filtered = new.filtered;
+    step.tally.logged = new.filtered + i64::try_from(new.items.len()).unwrap_or(i64::MAX);
     store::advance(connection, state.id, Some(new.upto), &step).await?;
     Ok((!changes.is_empty()).then_some(Fetched { lease: id, expires_at, changes }))
 }

@@ -116,6 +116,11 @@ impl Barred {
         waits
     }
 
+    /// From here on nothing with one of these keys may go out, until somebody decides.
+    pub(in crate::feed) fn block(&mut self, keys: &[i64]) {
+        self.blocked.extend(keys);
+    }
+
     /// From here on nothing with one of these keys may go out.
     pub(in crate::feed) fn bar(&mut self, keys: &[i64]) {
         self.all |= keys.is_empty();
