@@ -83,7 +83,9 @@ async fn the_tables_hold_neither_no_owner_nor_two() {
             "UPDATE ownership_periods SET during = tstzrange(lower(during), 'infinity')",
             SqlState::CHECK_VIOLATION,
         ),
-        ("UPDATE datasets SET owned = NULL", SqlState::NOT_NULL_VIOLATION),
+        // Only what is released has no owner, and what is released has none.
+        ("UPDATE datasets SET owned = NULL", SqlState::CHECK_VIOLATION),
+        ("UPDATE datasets SET released_at = now()", SqlState::CHECK_VIOLATION),
         ("UPDATE datasets SET owned = false", SqlState::CHECK_VIOLATION),
         ("UPDATE datasets SET mode = 'whatever'", SqlState::CHECK_VIOLATION),
         (
