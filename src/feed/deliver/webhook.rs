@@ -279,7 +279,7 @@ mod tests {
         let secret = BASE64_STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let at = DateTime::from_timestamp(1_614_265_330, 0).unwrap();
         let signed = signatures(
-            &[secret.clone()],
+            std::slice::from_ref(&secret),
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
             at,
             b"{\"test\": 2432232314}",
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn one_change_is_sent_as_it_is_and_several_as_an_array() {
         let (one, two) = (item("{\"a\":1}"), item("{\"a\":2}"));
-        assert_eq!(body(&[one.clone()], false), b"{\"a\":1}");
+        assert_eq!(body(std::slice::from_ref(&one), false), b"{\"a\":1}");
         assert_eq!(body(&[one.clone(), two], false), b"[{\"a\":1},{\"a\":2}]");
         let wrapped: serde_json::Value = serde_json::from_slice(&body(&[one], true)).unwrap();
         assert_eq!((&wrapped["specversion"], &wrapped["data"]["a"]), (&"1.0".into(), &1.into()));
