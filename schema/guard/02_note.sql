@@ -96,7 +96,8 @@ DECLARE
   service text;
 BEGIN
   GET DIAGNOSTICS stack = PG_CONTEXT;
-  PERFORM cadastre.called_by(stack, 'cadastre_guard.guard');
+  PERFORM cadastre.called_by(stack, CASE WHEN split_part(stack, E'\n', 2) ~ 'guard_row' THEN 'cadastre_guard.guard_row'
+                                         ELSE 'cadastre_guard.guard' END);
   key := concat('|', actor, ':', pg_current_xact_id(), ':', dataset, ':', trace, '|');
 
   -- Not by membership of cadastre_nobody: before PostgreSQL 16, whoever may create roles may grant it.

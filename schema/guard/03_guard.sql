@@ -22,18 +22,32 @@ BEGIN
   THEN
     RETURN NULL;
   END IF;
-  -- For each row where a subscription applies them: once for each transaction is enough there.
-  IF TG_LEVEL OPERATOR(pg_catalog.=) 'ROW' AND pg_catalog.strpos(
-       pg_catalog.current_setting('cadastre.marker', true),
-       pg_catalog.concat('|', current_user, ':', pg_catalog.pg_current_xact_id(), ':', TG_ARGV[0], ':'))
-       OPERATOR(pg_catalog.>) 0 THEN
-    RETURN NULL;
-  END IF;
   -- An assignment, not PERFORM: the stack then shows this function directly below.
   noted := cadastre.note(TG_ARGV[0], TG_ARGV[1], TG_ARGV[2]::pg_catalog.name, TG_ARGV[3], TG_OP,
                          TG_TABLE_SCHEMA, TG_TABLE_NAME, current_user);
   RETURN NULL;
 END $$;
 ALTER FUNCTION cadastre_guard.guard() OWNER TO cadastre;
--- Needed to create a trigger with it, not to run one.
-REVOKE EXECUTE ON FUNCTION cadastre_guard.guard() FROM PUBLIC;
+
+-- The same before each row, where a subscription applies rows without statements: once for each
+-- transaction is enough there.
+CREATE OR REPLACE FUNCTION cadastre_guard.guard_row() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE noted pg_catalog.bool;
+BEGIN
+  IF (NOT pg_catalog.pg_has_role(TG_ARGV[2]::pg_catalog.name, 'USAGE')
+      OR pg_catalog.pg_has_role('cadastre_nobody'::pg_catalog.name, 'MEMBER'))
+     AND (pg_catalog.strpos(pg_catalog.current_setting('cadastre.marker', true),
+       pg_catalog.concat('|', current_user, ':', pg_catalog.pg_current_xact_id(), ':', TG_ARGV[0], ':'))
+       OPERATOR(pg_catalog.>) 0) IS NOT TRUE
+  THEN
+    noted := cadastre.note(TG_ARGV[0], TG_ARGV[1], TG_ARGV[2]::pg_catalog.name, TG_ARGV[3], TG_OP,
+                           TG_TABLE_SCHEMA, TG_TABLE_NAME, current_user);
+  END IF;
+  IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
+    RETURN OLD;
+  END IF;
+  RETURN NEW;
+END $$;
+ALTER FUNCTION cadastre_guard.guard_row() OWNER TO cadastre;
+-- Needed to create a trigger with them, not to run one.
+REVOKE EXECUTE ON FUNCTION cadastre_guard.guard(), cadastre_guard.guard_row() FROM PUBLIC;

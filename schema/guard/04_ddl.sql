@@ -176,6 +176,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WHERE n.nspname = 'cadastre_guard' AND p.proname = 'guard'
 $$;
 
+-- Whether a subscription applies rows to a table that has some.
+CREATE OR REPLACE FUNCTION cadastre.subscribed(rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = rel AND c.relkind <> 'p')
+    AND EXISTS (
+      SELECT FROM pg_subscription_rel s WHERE s.srrelid = rel
+        OR s.srrelid IN (SELECT a.relid FROM pg_partition_ancestors(rel) a))
+$$;
+
 -- A governed table: its shape, its parts with the guard on each, what it is itself a part of, and
 -- how it is published to its feed. Null once it is dropped.
 CREATE OR REPLACE FUNCTION cadastre.state(rel oid, dataset text) RETURNS jsonb
@@ -191,9 +200,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         'guarded', EXISTS (
           SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_guard'
             AND t.tgenabled = 'A' AND t.tgqual IS NULL AND t.tgfoid = cadastre.trigger_function())
-          AND (c.relkind = 'p' OR EXISTS (
+          AND (NOT cadastre.subscribed(c.oid) OR EXISTS (
           SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_apply'
-            AND t.tgenabled = 'R' AND t.tgqual IS NULL AND t.tgfoid = cadastre.trigger_function()))))
+            AND t.tgenabled = 'R' AND t.tgqual IS NULL))))
       FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace),
     'within', (SELECT jsonb_agg(i.inhparent::bigint ORDER BY i.inhparent) FROM pg_inherits i WHERE i.inhrelid = rel),
     'published', (

@@ -3,10 +3,11 @@
 -- transaction that makes or attaches it; one that is detached keeps it until it is somebody's.
 --
 --   _cadastre_guard  before each statement, whatever session_replication_role says
---   _cadastre_apply  after each row, and only where session_replication_role is replica: a
---                    subscription applies rows without statements. On each table that has rows, not on
---                    a partitioned one: its owner could attach no partition, which would get a copy,
---                    without the right to use the guard's function.
+--   _cadastre_apply  before each row, and only where session_replication_role is replica: a
+--                    subscription applies rows without statements. On tables that one applies rows to
+--                    alone, because COPY is slower with such a trigger even where it does not fire;
+--                    and not on a partitioned table: its owner could attach no partition, which would
+--                    get a copy, without the right to use the guard's function.
 
 -- Puts the guard on one table.
 CREATE OR REPLACE FUNCTION cadastre.place(part oid, dataset text, owner text, owner_role name, mode text)
@@ -22,9 +23,9 @@ BEGIN
     CASE tab.relkind WHEN 'f' THEN '' ELSE ' OR TRUNCATE' END, tab.name, arguments);
   -- Replacing a trigger enables it as usual: always is said again.
   EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER _cadastre_guard', tab.name);
-  IF tab.relkind <> 'p' THEN
-    EXECUTE format('CREATE OR REPLACE TRIGGER _cadastre_apply AFTER INSERT OR UPDATE OR DELETE ON %s '
-      'FOR EACH ROW EXECUTE FUNCTION cadastre_guard.guard(%s)', tab.name, arguments);
+  IF cadastre.subscribed(part) THEN
+    EXECUTE format('CREATE OR REPLACE TRIGGER _cadastre_apply BEFORE INSERT OR UPDATE OR DELETE ON %s '
+      'FOR EACH ROW EXECUTE FUNCTION cadastre_guard.guard_row(%s)', tab.name, arguments);
     EXECUTE format('ALTER TABLE %s ENABLE REPLICA TRIGGER _cadastre_apply', tab.name);
   END IF;
 END $$;
@@ -40,12 +41,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT string_agg(convert_to(a, getdatabaseencoding()) || decode('00', 'hex'), ''::bytea ORDER BY n)
     FROM cadastre.dataset d, unnest(ARRAY[d.name, d.owner, d.owner_role, d.mode]) WITH ORDINALITY AS x (a, n)
     WHERE d.relid = root)
-  SELECT count(*) = CASE c.relkind WHEN 'p' THEN 1 ELSE 2 END
-  FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid CROSS JOIN wanted
-  WHERE c.oid = part AND t.tgfoid = cadastre.trigger_function() AND t.tgqual IS NULL
-    AND t.tgargs = wanted.arguments
-    AND (t.tgname = '_cadastre_guard' AND t.tgenabled = 'A' OR t.tgname = '_cadastre_apply' AND t.tgenabled = 'R')
-  GROUP BY c.relkind
+  SELECT count(*) = CASE WHEN cadastre.subscribed(part) THEN 2 ELSE 1 END
+  FROM pg_trigger t CROSS JOIN wanted
+  WHERE t.tgrelid = part AND t.tgqual IS NULL AND t.tgargs = wanted.arguments
+    AND (t.tgname = '_cadastre_guard' AND t.tgenabled = 'A' AND t.tgfoid = cadastre.trigger_function()
+         OR t.tgname = '_cadastre_apply' AND t.tgenabled = 'R' AND cadastre.subscribed(part))
 $$;
 ALTER FUNCTION cadastre.stands(oid, oid) OWNER TO cadastre;
 
@@ -82,7 +82,7 @@ BEGIN
 END $$;
 ALTER FUNCTION cadastre.guard_part(oid, oid) OWNER TO CURRENT_USER;
 
--- After each command that may make or attach a part. It runs after cadastre_ddl, by name, which has
+-- After each command that may make or attach a part, or subscribe a table to rows of elsewhere. It runs after cadastre_ddl, by name, which has
 -- the word on whether the command may be.
 CREATE OR REPLACE FUNCTION cadastre.guard_parts() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
@@ -100,13 +100,20 @@ BEGIN
       WHERE c.classid = 'pg_class'::regclass AND c.object_type IN ('table', 'foreign table')
       UNION
       SELECT i.inhrelid FROM pg_inherits i JOIN touched ON i.inhparent = touched.oid
+    ), subscribed (oid) AS (
+      SELECT s.srrelid FROM pg_subscription_rel s WHERE TG_TAG IN ('CREATE SUBSCRIPTION', 'ALTER SUBSCRIPTION')
+      UNION
+      SELECT i.inhrelid FROM pg_inherits i JOIN subscribed ON i.inhparent = subscribed.oid
     ), part AS (
       SELECT c.oid, cadastre.dataset_of(c.oid) AS root, bool_or(age(i.xmin) <= 0) AS fresh
       FROM touched JOIN pg_class c USING (oid) JOIN pg_inherits i ON i.inhrelid = c.oid
-      WHERE c.relpersistence <> 't' GROUP BY c.oid)
+      WHERE c.relpersistence <> 't' AND cadastre.dataset_of(c.oid) <> c.oid
+      GROUP BY c.oid
+      UNION
+      SELECT s.oid, cadastre.dataset_of(s.oid), false FROM subscribed s)
     -- One that comes back may still have a guard, of another time.
     SELECT p.oid, p.root FROM part p
-    WHERE p.root IS NOT NULL AND p.root <> p.oid AND (p.fresh OR cadastre.stands(p.oid, p.root) IS NOT TRUE)
+    WHERE p.root IS NOT NULL AND (p.fresh OR cadastre.stands(p.oid, p.root) IS NOT TRUE)
     ORDER BY p.oid
   LOOP
     -- An assignment, not PERFORM: the stack then shows this function directly below.

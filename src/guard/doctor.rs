@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::desired::Desired;
+use super::desired::{Desired, Guarded};
 use super::preflight;
 use crate::pg::{Connection, Error, quote_ident};
-use crate::vocab::SourceName;
+use crate::vocab::{DatasetName, Mode, SourceName};
 
 /// One thing examined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,7 +32,9 @@ const SERVER: &str = "
         SELECT FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
         WHERE p.proname = 'pg_logical_emit_message' AND a.grantee = 0),
       (SELECT count(*)::int FROM pg_event_trigger
-        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts') AND evtenabled = 'A')";
+        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts') AND evtenabled = 'A'),
+      (SELECT string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.oid) FROM pg_proc p
+        WHERE p.proname = 'pg_logical_emit_message')";
 
 /// The slot, if there is one.
 const SLOT: &str = "
@@ -59,6 +61,26 @@ const GUARDED: &str = "
           WHERE t.tgrelid = tree.oid AND t.tgname = '_cadastre_guard' AND t.tgenabled = 'A')), ''),
       EXISTS (SELECT FROM pg_publication_tables
         WHERE pubname = $3 AND schemaname = $1 AND tablename = $2)";
+
+/// Foreign keys that write a dataset's table as a role that is not its owner's.
+const CASCADES: &str = "
+    SELECT k.conname::text, c.oid::regclass::text, pg_get_userbyid(c.relowner)::text
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND k.contype = 'f'
+      AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))
+      AND ((SELECT rolsuper FROM pg_roles WHERE oid = c.relowner) OR NOT coalesce(
+        pg_has_role(c.relowner, (SELECT oid FROM pg_roles WHERE rolname = $3), 'USAGE'), false))
+    ORDER BY 1";
+
+/// Roles that have a privilege to write a table although they are not the owner's.
+const WRITERS: &str = "
+    SELECT string_agg(r.rolname::text, ', ' ORDER BY r.rolname)
+    FROM pg_roles r, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND NOT r.rolsuper AND r.rolname !~ '^pg_'
+      AND NOT coalesce(
+        pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = $3), 'USAGE'), false)
+      AND has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')";
 
 /// Examines the source behind `client`.
 ///
@@ -97,7 +119,7 @@ pub(super) async fn examine(
             )),
         });
     }
-    for name in desired.datasets.keys() {
+    for (name, dataset) in &desired.datasets {
         let publication = source.publication();
         let row = client.query_one(GUARDED, &[&name.schema(), &name.table(), &publication]).await?;
         let (bare, published): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -120,6 +142,43 @@ pub(super) async fn examine(
                 )
             }),
         });
+        needs.extend(privileges(client, name, dataset, &source.owner_role(&dataset.owner)).await?);
+    }
+    Ok(needs)
+}
+
+/// Writes of a dataset's table that PostgreSQL makes or allows under a role that is not the owner's.
+async fn privileges(
+    client: &Connection,
+    name: &DatasetName,
+    dataset: &Guarded,
+    group: &str,
+) -> Result<Vec<Need>, Error> {
+    let mut needs = Vec::new();
+    for row in client.query(CASCADES, &[&name.schema(), &name.table(), &group]).await? {
+        let (key, table): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let role: String = row.try_get(2)?;
+        needs.push(Need {
+            check: format!("foreign key {key} writes {name} as its owner"),
+            ok: false,
+            found: format!("it writes as role {role}, which owns the table"),
+            mend: Some(format!("ALTER TABLE {table} OWNER TO a role of service {}", dataset.owner)),
+        });
+    }
+    if dataset.mode == Mode::Lockdown {
+        let row = client.query_one(WRITERS, &[&name.schema(), &name.table(), &group]).await?;
+        let left: Option<String> = row.try_get(0)?;
+        needs.push(Need {
+            check: format!("only its owner may write {name}"),
+            ok: left.is_none(),
+            found: left.as_ref().map_or_else(|| "yes".to_owned(), |left| format!("also {left}, as far as privileges go")),
+            mend: left.is_some().then(|| {
+                format!(
+                    "let a role of service {} own the table, and take pg_write_all_data from others",
+                    dataset.owner
+                )
+            }),
+        });
     }
     Ok(needs)
 }
@@ -132,6 +191,7 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let (slots, senders): (i32, i32) = (row.try_get(3)?, row.try_get(4)?);
     let (emit_closed, event_triggers): (bool, i32) = (row.try_get(5)?, row.try_get(6)?);
+    let emitters: String = row.try_get(7)?;
     let need = |check: &str, ok: bool, found: String, mend: &str| Need {
         check: check.to_owned(),
         ok,
@@ -173,8 +233,7 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
             "only the guard can emit logical messages",
             emit_closed,
             if emit_closed { "yes" } else { "anyone can" }.to_owned(),
-            "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text), \
-             pg_logical_emit_message(boolean, text, bytea) FROM PUBLIC",
+            &format!("REVOKE EXECUTE ON FUNCTION {emitters} FROM PUBLIC"),
         ),
         need(
             "commands on governed tables are guarded",

@@ -122,10 +122,13 @@ const GUARDS: &str = "
     CROSS JOIN (VALUES ('_cadastre_guard'::name, 'A'::\"char\"), ('_cadastre_apply', 'R')) AS e (name, enabled)
     LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = e.name
     LEFT JOIN pg_proc p ON p.oid = t.tgfoid LEFT JOIN pg_namespace g ON g.oid = p.pronamespace
-    WHERE (e.enabled = 'A' OR c.relkind <> 'p') AND (
-      t.oid IS NULL OR t.tgenabled <> e.enabled OR p.proname <> 'guard' OR g.nspname <> 'cadastre_guard'
+    WHERE (e.enabled = 'A' OR c.relkind <> 'p' AND EXISTS (
+        SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid
+          OR s.srrelid IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a))) AND (
+      t.oid IS NULL OR t.tgenabled <> e.enabled
+      OR p.proname <> CASE e.enabled WHEN 'A' THEN 'guard' ELSE 'guard_row' END OR g.nspname <> 'cadastre_guard'
       OR t.tgargs <> tree.args OR t.tgqual IS NOT NULL OR t.tgattr <> ''
-      OR t.tgtype <> CASE WHEN e.enabled = 'R' THEN 29 WHEN c.relkind = 'f' THEN 30 ELSE 62 END)
+      OR t.tgtype <> CASE WHEN e.enabled = 'R' THEN 31 WHEN c.relkind = 'f' THEN 30 ELSE 62 END)
     ORDER BY 1, 2, 5";
 
 /// Whom lockdown should have left without the privilege to write.
@@ -176,11 +179,13 @@ const SHARED: &str = "
 
 /// Who else may emit logical messages.
 const EMITTERS: &str = "
-    SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END
+    SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END,
+      string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.oid)
     FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
     WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
       AND a.grantee <> p.proowner AND a.grantee <> coalesce(to_regrole('cadastre')::oid, 0)
-    ORDER BY 1";
+      AND a.privilege_type = 'EXECUTE'
+    GROUP BY 1 ORDER BY 1";
 
 /// The publication's options, as far as they differ from what it is made with.
 const PUBLICATION: &str = "
@@ -353,8 +358,8 @@ async fn guards(client: &Connection, asked: &Asked, drifts: &mut Vec<Drift>) -> 
             ),
             _ => (kind::GUARD_ALTERED, None),
         };
-        let expected = "triggers _cadastre_guard, enabled always, and _cadastre_apply, enabled for \
-             replicas, of the registered owner and mode";
+        let expected = "triggers _cadastre_guard, enabled always, and where a subscription writes \
+             _cadastre_apply, enabled for replicas, of the registered owner and mode";
         let finding = NewFinding {
             dataset: Some(dataset.clone()),
             mend,
@@ -430,13 +435,10 @@ async fn emitters(
 ) -> Result<(), Error> {
     let enforced = wanted.datasets.values().any(|dataset| dataset.mode != Mode::Observe);
     for row in client.query(EMITTERS, &[]).await? {
-        let grantee: String = row.try_get(0)?;
+        let (grantee, functions): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let quoted = if grantee == "PUBLIC" { grantee.clone() } else { quote_ident(&grantee) };
         let finding = NewFinding {
-            mend: Some(format!(
-                "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text), \
-                 pg_logical_emit_message(boolean, text, bytea) FROM {quoted}"
-            )),
+            mend: Some(format!("REVOKE EXECUTE ON FUNCTION {functions} FROM {quoted}")),
             ..finding(
                 kind::EMIT_OPEN,
                 Severity::Error,

@@ -15,8 +15,7 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('cadastre guar
 /// A table, its partitions and children that are not governed themselves, parents first, and
 /// whether the guard stands on each as wanted.
 ///
-/// `$3` is what `pg_trigger.tgargs` holds: each argument followed by a zero byte. A partitioned table
-/// has no rows, and no trigger for them.
+/// `$3` is what `pg_trigger.tgargs` holds: each argument followed by a zero byte.
 const TREE: &str = "
     WITH RECURSIVE tree (oid, depth) AS (
       SELECT c.oid, 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -27,14 +26,14 @@ const TREE: &str = "
     guards AS (
       SELECT t.* FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
       JOIN pg_namespace g ON g.oid = p.pronamespace
-      WHERE p.proname = 'guard' AND g.nspname = 'cadastre_guard' AND t.tgqual IS NULL AND t.tgattr = '')
+      WHERE p.proname IN ('guard', 'guard_row') AND g.nspname = 'cadastre_guard' AND t.tgqual IS NULL AND t.tgattr = '')
     SELECT c.oid, format('%I.%I', n.nspname, c.relname), tree.depth = 0,
       EXISTS (SELECT FROM guards t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_guard'
                 AND t.tgenabled = 'A' AND t.tgargs = $3
                 AND t.tgtype = CASE c.relkind WHEN 'f' THEN 30 ELSE 62 END)
-      AND (c.relkind = 'p' OR EXISTS (
+      AND (NOT cadastre.subscribed(c.oid) OR EXISTS (
         SELECT FROM guards t WHERE t.tgrelid = c.oid AND t.tgname = '_cadastre_apply'
-          AND t.tgenabled = 'R' AND t.tgargs = $3 AND t.tgtype = 29))
+          AND t.tgenabled = 'R' AND t.tgargs = $3 AND t.tgtype = 31))
     FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
     ORDER BY tree.depth, c.oid";
 

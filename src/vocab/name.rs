@@ -3,6 +3,7 @@
 //! Service and source names become part of PostgreSQL role, slot and publication names, which is
 //! what bounds their alphabet and length (63 bytes for a role, `[a-z0-9_]` for a slot).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ pub enum NameError {
     Role(String),
     /// Not a dataset name.
     #[error(
-        "invalid dataset name \"{0}\": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders"
+        "invalid dataset name \"{0}\": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders or \
+         shop.public.\"v1.orders\""
     )]
     Dataset(String),
 }
@@ -152,25 +154,36 @@ impl FromStr for RoleName {
 
 /// The name of a dataset that is a table: `SOURCE.SCHEMA.TABLE`.
 ///
-/// Schema and table are unquoted, exactly as in the catalog. A schema holds no dot; everything
-/// after the second dot is the table.
+/// Schema and table are exactly as in the catalog, upper and lower case included. As in SQL, a part
+/// that would be read otherwise stands in double quotes, with each of its own doubled: one that holds
+/// a dot, a comma or a double quote, or begins or ends with a space. `shop.public."v1.orders"` is the
+/// table `v1.orders`. There is one text for each table: others that mean it are brought to that.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DatasetName {
     text: Arc<str>,
     source: SourceName,
-    /// Byte offset of the table in `text`.
-    table_at: usize,
+    schema: Arc<str>,
+    table: Arc<str>,
 }
 
 impl DatasetName {
     /// The dataset of a table.
     ///
     /// # Errors
-    /// When schema or table is empty, longer than 63 bytes, or the schema holds a dot.
+    /// When schema or table is empty, longer than 63 bytes, or holds a control character.
     pub fn new(source: &SourceName, schema: &str, table: &str) -> Result<Self, NameError> {
-        format!("{source}.{schema}.{table}").parse().and_then(|name: Self| {
-            if name.schema() == schema { Ok(name) } else { Err(NameError::Dataset(cut(schema))) }
+        for part in [schema, table] {
+            if !(1..=63).contains(&part.len()) || part.chars().any(char::is_control) {
+                return Err(NameError::Dataset(cut(part)));
+            }
+        }
+        let text = format!("{source}.{}.{}", quoted(schema), quoted(table));
+        Ok(Self {
+            text: text.into(),
+            source: source.clone(),
+            schema: schema.into(),
+            table: table.into(),
         })
     }
 
@@ -186,12 +199,54 @@ impl DatasetName {
 
     /// The table's schema.
     pub fn schema(&self) -> &str {
-        self.text.get(self.source.as_str().len() + 1..self.table_at - 1).unwrap_or_default()
+        &self.schema
     }
 
     /// The table.
     pub fn table(&self) -> &str {
-        self.text.get(self.table_at..).unwrap_or_default()
+        &self.table
+    }
+
+    /// The names in a list that is separated by commas, not yet read; a comma between double quotes
+    /// is part of a name.
+    pub fn split(list: &str) -> impl Iterator<Item = &str> {
+        let mut inside = false;
+        list.split(move |c| {
+            inside ^= c == '"';
+            c == ',' && !inside
+        })
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+    }
+}
+
+/// A schema or table as it stands in a dataset's name.
+fn quoted(part: &str) -> Cow<'_, str> {
+    if part.contains(['.', ',', '"']) || part.trim() != part {
+        Cow::Owned(format!("\"{}\"", part.replace('"', "\"\"")))
+    } else {
+        Cow::Borrowed(part)
+    }
+}
+
+/// Takes a schema or table from the beginning of `text`: what it is called, and what follows it.
+fn take_part(text: &str) -> Option<(String, &str)> {
+    let Some(mut rest) = text.strip_prefix('"') else {
+        let end = text.find('.').unwrap_or(text.len());
+        let (part, rest) = text.split_at_checked(end)?;
+        return (!part.contains('"')).then(|| (part.to_owned(), rest));
+    };
+    let mut part = String::new();
+    loop {
+        let (before, after) = rest.split_once('"')?;
+        part.push_str(before);
+        match after.strip_prefix('"') {
+            Some(after) => {
+                part.push('"');
+                rest = after;
+            }
+            None => return Some((part, after)),
+        }
     }
 }
 
@@ -199,20 +254,16 @@ impl FromStr for DatasetName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let malformed = || NameError::Dataset(cut(text));
-        let mut parts = text.splitn(3, '.');
-        let (Some(source), Some(schema), Some(table)) = (parts.next(), parts.next(), parts.next())
-        else {
-            return Err(malformed());
+        let parts = || {
+            let (source, rest) = text.split_once('.')?;
+            let (schema, rest) = take_part(rest)?;
+            let (table, rest) = take_part(rest.strip_prefix('.')?)?;
+            rest.is_empty().then_some((source, schema, table))
         };
-        let identifier =
-            |part: &str| (1..=63).contains(&part.len()) && !part.chars().any(char::is_control);
-        if !identifier(schema) || !identifier(table) {
-            return Err(malformed());
-        }
-        let source: SourceName = source.parse()?;
-        let table_at = text.len() - table.len();
-        Ok(Self { text: text.into(), source, table_at })
+        let malformed = || NameError::Dataset(cut(text));
+        let (source, schema, table) = parts().ok_or_else(malformed)?;
+        // What is not a name at all is told as that, not as the wrong source.
+        Self::new(&source.parse()?, &schema, &table).map_err(|_| malformed())
     }
 }
 
@@ -248,7 +299,31 @@ mod tests {
             ("shop", "public", "Order lines")
         );
         assert_eq!(DatasetName::new(name.source(), "public", "Order lines").unwrap(), name);
-        assert!(DatasetName::new(name.source(), "a.b", "c").is_err());
+    }
+
+    #[test]
+    fn a_part_that_would_be_read_otherwise_is_quoted_as_in_sql() {
+        let source: SourceName = "shop".parse().unwrap();
+        for (schema, table, text) in [
+            ("a.b", "c", r#"shop."a.b".c"#),
+            ("a", "b.c", r#"shop.a."b.c""#),
+            ("say \"x\"", "\"", r#"shop."say ""x"""."""""#),
+            ("a,b", " c ", r#"shop."a,b"." c ""#),
+            ("Ünï", "it's; DROP TABLE x; --", "shop.Ünï.it's; DROP TABLE x; --"),
+        ] {
+            let name = DatasetName::new(&source, schema, table).unwrap();
+            assert_eq!(name.as_str(), text);
+            let read: DatasetName = text.parse().unwrap();
+            assert_eq!((read.schema(), read.table()), (schema, table));
+            assert_eq!(read, name);
+            let list = format!("shop.x.y, {text},shop.z.z,");
+            assert_eq!(
+                DatasetName::split(&list).collect::<Vec<_>>(),
+                ["shop.x.y", text, "shop.z.z"]
+            );
+        }
+        let needless: DatasetName = r#"shop."public"."orders""#.parse().unwrap();
+        assert_eq!(needless.as_str(), "shop.public.orders");
     }
 
     #[test]
@@ -258,6 +333,11 @@ mod tests {
             ("shop..orders", "SOURCE.SCHEMA.TABLE"),
             ("Shop.public.orders", "lower-case"),
             ("shop.public.a\nb", "SOURCE.SCHEMA.TABLE"),
+            ("shop.public.a.b", "v1.orders"),
+            ("shop.public.\"a", "v1.orders"),
+            ("shop.public.\"a\"b", "v1.orders"),
+            ("shop.public.a\"b", "v1.orders"),
+            ("shop.\"\".a", "SOURCE.SCHEMA.TABLE"),
         ] {
             let error = text.parse::<DatasetName>().unwrap_err().to_string();
             assert!(error.contains(hint), "{error}");

@@ -30,54 +30,6 @@ async fn a_role_taken_from_a_service_writes_for_it_no_longer() {
 }
 
 #[tokio::test]
-async fn names_with_quotes_spaces_and_sql_in_them_are_only_names() {
-    let shop = Shop::ungoverned().await;
-    let superuser = shop.cluster.connect("shop").await;
-    let schema = "Ünïcode \"S\"";
-    let tables = ["UPPER", "it's; DROP TABLE orders; --", "back\\slash %I $1", "a.b"];
-    let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let role = "O'Brien \"app\"";
-    superuser
-        .batch_execute(&format!(
-            "CREATE ROLE {} LOGIN; CREATE SCHEMA {}; GRANT USAGE ON SCHEMA {} TO PUBLIC",
-            quote(role),
-            quote(schema),
-            quote(schema)
-        ))
-        .await
-        .unwrap();
-    let mut manifest = format!(
-        "apiVersion: cadastre/v1\n{}services:\n  orders: {{ roles: {{ shop: ['{}'] }} }}\n  \
-         billing: {{ roles: {{ shop: [billing_app] }} }}\ndatasets:\n",
-        shop.source(),
-        role.replace('\'', "''")
-    );
-    for table in tables {
-        let name = format!("{}.{}", quote(schema), quote(table));
-        superuser
-            .batch_execute(&format!(
-                "CREATE TABLE {name} (id int PRIMARY KEY, \"Col \"\"x\"\"\" text); \
-                 GRANT ALL ON {name} TO PUBLIC"
-            ))
-            .await
-            .unwrap();
-        let dataset = format!("shop.{schema}.{table}").replace('\'', "''");
-        manifest.push_str(&format!("  '{dataset}': {{ owner: orders, mode: enforce }}\n"));
-    }
-    let (status, answer) = shop.apply(&manifest).await;
-    assert_eq!(status, 200, "{answer}");
-    let (owner, intruder) = (shop.session(role).await, shop.session("billing_app").await);
-    for table in tables {
-        let insert = format!("INSERT INTO {}.{} VALUES (1, 'x')", quote(schema), quote(table));
-        rejected(&insert, intruder.batch_execute(&insert).await);
-        owner.batch_execute(&insert).await.unwrap();
-    }
-    let violations = shop.violations(tables.len()).await;
-    assert_eq!(violations.len(), tables.len());
-    superuser.batch_execute("SELECT FROM orders").await.unwrap();
-}
-
-#[tokio::test]
 async fn a_change_of_guard_waits_in_short_turns_and_gives_up_in_time() {
     let shop = Shop::governed("observe").await;
     let mut slow = shop.session("orders_app").await;

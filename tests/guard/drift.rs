@@ -93,7 +93,11 @@ const TAMPERED: [(&str, &str, &str); 16] = [
         "cadastre.dataset: shop.public.orders",
     ),
     (
-        "GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO PUBLIC",
+        // Their arguments are others from PostgreSQL 17 on.
+        "DO $$ DECLARE f regprocedure; BEGIN
+           FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', f);
+           END LOOP; END $$",
         "emit_open",
         "pg_logical_emit_message for PUBLIC",
     ),
@@ -141,7 +145,10 @@ async fn what_only_a_person_can_mend_is_reported_once_and_stays() {
         .batch_execute(
             "GRANT billing_app TO orders_app;
              CREATE FUNCTION cadastre.mine() RETURNS int LANGUAGE sql RETURN 1;
-             GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) TO stranger;
+             DO $$ DECLARE f regprocedure; BEGIN
+               FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+                 EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO stranger', f);
+               END LOOP; END $$;
              ALTER TABLE orders DISABLE TRIGGER _cadastre_guard",
         )
         .await
@@ -179,7 +186,10 @@ async fn what_only_a_person_can_mend_is_reported_once_and_stays() {
     superuser
         .batch_execute(
             "REVOKE billing_app FROM orders_app; DROP FUNCTION cadastre.mine();
-             REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM stranger",
+             DO $$ DECLARE f regprocedure; BEGIN
+               FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+                 EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM stranger', f);
+               END LOOP; END $$",
         )
         .await
         .unwrap();

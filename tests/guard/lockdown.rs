@@ -158,3 +158,28 @@ async fn privileges_granted_during_lockdown_are_taken_too_and_come_back_with_the
     assert_eq!(shop.apply(&shop.manifest("observe")).await.0, 200);
     late.batch_execute(update).await.unwrap();
 }
+
+#[tokio::test]
+async fn the_doctor_lists_who_writes_although_not_the_owner() {
+    let shop = Shop::ungoverned().await;
+    let superuser = shop.cluster.connect("shop").await;
+    superuser
+        .batch_execute(
+            "CREATE ROLE migrations; CREATE ROLE loader LOGIN; GRANT pg_write_all_data TO loader; \
+             CREATE TABLE items (id int PRIMARY KEY, of int CONSTRAINT items_of REFERENCES invoices ON DELETE CASCADE); \
+             ALTER TABLE items OWNER TO migrations",
+        )
+        .await
+        .unwrap();
+    assert_eq!(shop.apply(&manifest(&shop, "lockdown")).await.0, 200);
+    let request = shop.server.client().get(shop.server.at("/v1/sources/shop/doctor"));
+    let answer: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
+    let needs = answer.to_string();
+    for told in [
+        "foreign key items_of writes shop.public.items as its owner",
+        "it writes as role migrations",
+        "also loader, migrations, as far as privileges go",
+    ] {
+        assert!(needs.contains(told), "{told} in {needs}");
+    }
+}

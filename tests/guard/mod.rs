@@ -8,10 +8,12 @@ mod drift;
 mod evolve;
 mod forgery;
 mod gateway;
+mod identifiers;
 mod load;
 mod lockdown;
 mod matrix;
 mod routes;
+mod subscription;
 mod uninstall;
 
 use serde_json::{Value, json};

@@ -18,13 +18,13 @@ datasets:
     description: "two\nlines, \"quotes\" and é"
     tags: [zebra, Zebra, apple, Äpfel]
     columns: { customer_email: { classification: pii }, "odd, name": {} }
-  shop.public.Order lines.v2:
+  'shop.public."Order lines.v2"':
     owner: billing
     derivedFrom: [shop.public.orders, "kafka://broker/topic"]
 subscriptions:
   billing-orders:
     service: billing
-    datasets: [shop.public.orders, shop.public.Order lines.v2]
+    datasets: [shop.public.orders, 'shop.public."Order lines.v2"']
     deliver: { kafka: { z: 1, a: [true, ~, 2.5, "x"], m: { b: 1, a: 2 } } }
     retry: { maxAttempts: 8, initial: 1s, max: 5m }
 "##;

@@ -23,7 +23,7 @@ use crate::api::observe::Identity;
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
 use crate::feed::{self, After, Cursor, Delivery, Shape};
-use crate::vocab::{Op, Predicate, limits};
+use crate::vocab::{DatasetName, Op, Predicate, limits};
 
 /// Largest piece given to the connection at once, in bytes: what a reader that stopped reading
 /// holds in buffers of its connection grows with it.
@@ -40,7 +40,7 @@ const PARAMETERS: [&str; 7] = ["datasets", "after", "ops", "key", "columns", "wh
 #[utoipa::path(
     get, path = "/v1/feed", tag = "changes",
     params(
-        ("datasets" = String, Query, description = "Names, separated by commas; all of one source"),
+        ("datasets" = String, Query, description = "Names, separated by commas; all of one source. A part with a dot, a comma or a double quote in it stands in double quotes"),
         ("after" = Option<String>, Query, description = "`now` (default), `earliest` or a position"),
         ("ops" = Option<String>, Query, description = "Of c, u, d, t, r, separated by commas; all by default"),
         ("where" = Option<String>, Query, description = "Only changes of rows of which this holds, such as `status = 'paid' and amount >= 100`"),
@@ -165,9 +165,8 @@ fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Prob
     };
     let predicate = query.one("where")?.map(parse_predicate).transpose()?;
     let columns = query.one("columns")?.map(parse_columns).transpose()?;
-    let names = query.all("datasets").flat_map(|list| list.split(',')).map(str::trim);
-    let datasets =
-        names.filter(|name| !name.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>()?;
+    let names = query.all("datasets").flat_map(DatasetName::split);
+    let datasets = names.map(str::parse).collect::<Result<Vec<_>, _>>()?;
     if datasets.is_empty() {
         query.required("datasets", "datasets=shop.public.orders")?;
         return Err(Problem::new(Code::BadRequest, "datasets= names no dataset"));

@@ -9,7 +9,7 @@ use super::*;
 use crate::registry::{
     ColumnFacts, Dataset, GuardState, Revision, Service, Snapshot, Source, Subscription,
 };
-use crate::vocab::{DatasetId, Epoch, SourceId};
+use crate::vocab::{DatasetId, DatasetName, Epoch, SourceId};
 
 const EXAMPLE: &str = r##"
 apiVersion: cadastre/v1
@@ -245,7 +245,7 @@ colour: red
     m.yaml:7: team of service "orders": expected text, found a number; put it in quotes
     m.yaml:8: invalid service name "bill_ing": expected 1 to 32 characters, a lower-case letter first, then lower-case letters, digits and hyphens
     m.yaml:9: services: "orders" is given twice, first on line 7: expected once
-    m.yaml:11: invalid dataset name "orders": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders
+    m.yaml:11: invalid dataset name "orders": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders or shop.public."v1.orders"
     m.yaml:12: owner of dataset "shop.public.orders" is missing: expected the name of one service
     m.yaml:13: dataset "shop.public.orders": unknown key "ownr": expected one of owner, mode, description, tags, columns, derivedFrom
     m.yaml:14: unknown mode "locked": expected "observe", "enforce" or "lockdown"
@@ -259,7 +259,7 @@ colour: red
     m.yaml:20: datasets of subscription "Bad_Name": expected at least one
     m.yaml:20: deliver of subscription "Bad_Name": expected one of pull: {}, webhook: {url: …}, nats: {…}, kafka: {…}, and only one
     m.yaml:20: invalid subscription name "Bad_Name": expected 1 to 63 characters, a lower-case letter first, then lower-case letters, digits and hyphens
-    m.yaml:21: invalid dataset name "x": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders
+    m.yaml:21: invalid dataset name "x": expected SOURCE.SCHEMA.TABLE, such as shop.public.orders or shop.public."v1.orders"
     m.yaml:21: url of webhook of deliver of subscription "a": expected an http or https address
     m.yaml:22: datasets of subscription "b" is missing: expected a list of dataset names
     m.yaml:22: deliver of subscription "b": unknown delivery "pigeon": expected one of pull: {}, webhook: {url: …}, nats: {…}, kafka: {…}
@@ -461,7 +461,8 @@ prop_compose! {
         teams in prop::collection::vec(prop::option::of(any_text()), 3),
         roles in prop::collection::btree_map("[a-zA-Z0-9_ '\"-]{1,63}|[é☃ ]{1,9}", (0..3_usize, 0..2_usize), 0..6),
         datasets in prop::collection::btree_map(
-            "(s0|s1)\\.[a-zA-Z _'\"#é-]{1,9}\\.[a-zA-Z0-9 .:_'\"#é{-]{1,20}",
+            ("s0|s1", "[a-zA-Z ._'\",#é-]{1,9}", "[a-zA-Z0-9 .:_'\",#é{-]{1,20}")
+                .prop_map(|(source, schema, table)| DatasetName::new(&source.parse().unwrap(), &schema, &table).unwrap()),
             (0..3_usize, any::<bool>(), prop::option::of(any_text()), any_set(), any_set(),
              prop::collection::btree_map(any_text(), (prop::option::of(any_text()), prop::option::of(any_text())), 0..3)),
             0..5),
@@ -481,11 +482,11 @@ prop_compose! {
             let name = service(index);
             mutations.push(Mutation::ServicePut { name, team: team.clone(), contact: team, roles: of_service });
         }
-        let in_first = datasets.keys().filter(|name| name.starts_with("s0."));
-        let names: Vec<_> = in_first.map(|name| name.parse().unwrap()).collect();
+        let in_first = datasets.keys().filter(|name| name.source().as_str() == "s0");
+        let names: Vec<_> = in_first.cloned().collect();
         for (name, (owner, enforce, description, tags, derived_from, columns)) in datasets {
             mutations.push(Mutation::DatasetPut {
-                name: name.parse().unwrap(),
+                name,
                 owner: service(owner),
                 mode: if enforce { crate::vocab::Mode::Enforce } else { crate::vocab::Mode::Observe },
                 description,
