@@ -180,7 +180,7 @@ pub(super) fn permit_mutations(
             }
             Mutation::DatasetPut { name, owner, .. } => {
                 let what = format!("changing dataset \"{name}\"");
-                match snapshot.datasets.get(name) {
+                match snapshot.dataset(name) {
                     // Whoever governs a table decides who else may write it.
                     None => {
                         permit_admin(caller, &format!("governing the new dataset \"{name}\""))?;

@@ -99,7 +99,7 @@ impl Gateway {
         trace: Option<&TraceParent>,
     ) -> Result<Written, Error> {
         let snapshot = self.shared.registry.snapshot();
-        let Some(known) = snapshot.datasets.get(dataset) else {
+        let Some(known) = snapshot.dataset(dataset) else {
             return Err(Error::UnknownDataset(dataset.clone()));
         };
         let work = Work { dataset, owner: &known.owner, request, key, trace };

@@ -14,6 +14,8 @@ pub(super) struct Guarded {
     pub(super) mode: Mode,
     /// Columns that facts were declared about.
     pub(super) columns: Vec<String>,
+    /// Its table was dropped, and is guarded again once it is there again.
+    pub(super) dropped: bool,
 }
 
 /// A source as it should be.
@@ -57,9 +59,13 @@ pub(super) fn desired(
                 }
             }
             Mutation::DatasetPut { name, owner, mode, columns, .. } => {
+                let known = snapshot.dataset(name);
+                // Under whichever name it is declared: a renamed table is still the same dataset.
+                let name = known.map_or(name, |known| &known.name);
+                let dropped = known.is_some_and(|known| known.guard == GuardState::Dropped);
                 let Some(source) = sources.get_mut(name.source()) else { continue };
                 let columns = columns.keys().cloned().collect();
-                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns };
+                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns, dropped };
                 source.roles.entry(owner.clone()).or_default();
                 let pending = snapshot
                     .datasets
@@ -101,6 +107,7 @@ fn present(snapshot: &Snapshot) -> BTreeMap<SourceName, Desired> {
                     owner: dataset.owner.clone(),
                     mode: dataset.mode,
                     columns: dataset.columns.keys().cloned().collect(),
+                    dropped: dataset.guard == GuardState::Dropped,
                 },
             );
         }

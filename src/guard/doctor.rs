@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::desired::{Desired, Guarded};
+use super::locate::Located;
 use super::preflight;
 use crate::pg::{Connection, Error, quote_ident};
 use crate::vocab::{DatasetName, Mode, SourceName};
@@ -119,9 +120,11 @@ pub(super) async fn examine(
             )),
         });
     }
+    let located = Located::load(client).await?;
     for (name, dataset) in &desired.datasets {
         let publication = source.publication();
-        let row = client.query_one(GUARDED, &[&name.schema(), &name.table(), &publication]).await?;
+        let at = located.of(name);
+        let row = client.query_one(GUARDED, &[&at.schema, &at.table, &publication]).await?;
         let (bare, published): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
         needs.push(Need {
             check: format!("dataset {name} is guarded"),
@@ -130,7 +133,7 @@ pub(super) async fn examine(
             mend: (!bare.is_empty())
                 .then(|| "installed again within 30 s while the server runs".to_owned()),
         });
-        let table = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
+        let table = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
         needs.push(Need {
             check: format!("dataset {name} is published"),
             ok: published,

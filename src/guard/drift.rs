@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
 pub(super) use super::finding_kind as kind;
+use super::locate::Located;
 use super::{fingerprint, install};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{Baseline, NewFinding, Question, Severity};
@@ -215,12 +216,13 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(source: &SourceName, wanted: &Desired) -> Self {
+    fn new(source: &SourceName, wanted: &Desired, located: &Located) -> Self {
         let datasets = || wanted.datasets.iter();
+        let tables = || wanted.datasets.keys().map(|name| located.of(name));
         Self {
             names: datasets().map(|(name, _)| name.to_string()).collect(),
-            schemas: datasets().map(|(name, _)| name.schema().to_owned()).collect(),
-            tables: datasets().map(|(name, _)| name.table().to_owned()).collect(),
+            schemas: tables().map(|name| name.schema).collect(),
+            tables: tables().map(|name| name.table).collect(),
             arguments: datasets()
                 .map(|(name, it)| install::stored(&install::arguments(source, name, it)))
                 .collect(),
@@ -246,7 +248,7 @@ pub(super) async fn look(
     let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
     let mut drifts = Vec::new();
     if !wanted.datasets.is_empty() || baseline.is_some() {
-        let asked = Asked::new(source, wanted);
+        let asked = Asked::new(source, wanted, &Located::load(client).await?);
         let whole = objects(client, baseline, &mut drifts).await?;
         guards(client, &asked, &mut drifts).await?;
         if whole {

@@ -111,7 +111,7 @@ impl Governor {
     pub async fn set_mode(&self, dataset: &DatasetName, mode: Mode) -> Result<Revision, Error> {
         let snapshot = self.registry.snapshot();
         let found =
-            snapshot.datasets.get(dataset).ok_or_else(|| Error::UnknownDataset(dataset.clone()))?;
+            snapshot.dataset(dataset).ok_or_else(|| Error::UnknownDataset(dataset.clone()))?;
         let mutation = Mutation::DatasetPut {
             name: found.name.clone(),
             owner: found.owner.clone(),
@@ -258,6 +258,8 @@ impl Governor {
             .datasets
             .values()
             .filter(|dataset| sources.contains(dataset.name.source()))
+            // Capture says when a dropped table is there again.
+            .filter(|dataset| dataset.guard != GuardState::Dropped)
             .map(|dataset| dataset.id)
             .collect();
         Ok(self.registry.guard_state(&datasets, GuardState::Installed).await?)

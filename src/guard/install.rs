@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::{Desired, Guarded};
+use super::locate::Located;
 use super::preflight::version;
 use super::{SCHEMA, fingerprint};
 use crate::config::PostgresOptions;
 use crate::pg::{Connection, Error, PUBLICATION_OPTIONS, quote_ident, quote_literal};
+use crate::registry::TableName;
 use crate::vocab::{DatasetName, Lsn, RoleName, ServiceName, SourceName};
 
 /// One change of guards at a time in a source, whoever makes it.
@@ -163,9 +165,10 @@ pub(super) async fn install(
         members_changed |= roles(client, source, service, wanted).await?;
     }
     publication(client, source).await?;
+    let located = Located::load(client).await?;
     let mut changed = Vec::new();
     for (name, dataset) in &desired.datasets {
-        let placed = guard(client, source, name, dataset).await?;
+        let placed = guard(client, source, name, &located.of(name), dataset).await?;
         if privileges(client, name, members_changed).await? || placed {
             changed.push(name.clone());
         }
@@ -281,13 +284,14 @@ async fn guard(
     client: &Connection,
     source: &SourceName,
     name: &DatasetName,
+    at: &TableName,
     dataset: &Guarded,
 ) -> Result<bool, Error> {
     let arguments = arguments(source, name, dataset);
     let stored = stored(&arguments);
     let mut changed = false;
     let mut root = None;
-    for row in client.query(TREE, &[&name.schema(), &name.table(), &stored]).await? {
+    for row in client.query(TREE, &[&at.schema, &at.table, &stored]).await? {
         let (oid, table): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
         if row.try_get(2)? {
             root = Some((oid, table));

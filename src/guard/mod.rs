@@ -31,6 +31,7 @@ mod fingerprint;
 mod governor;
 mod install;
 mod leave;
+mod locate;
 mod preflight;
 mod reconcile;
 mod uninstall;

@@ -3,6 +3,7 @@
 
 use super::Refusal;
 use super::desired::Desired;
+use super::locate::Located;
 use crate::pg::{Connection, Error, quote_ident};
 use crate::vocab::{DatasetName, SourceName};
 
@@ -65,7 +66,7 @@ pub(super) async fn refusals(
         }
     }
     for (name, dataset) in &desired.datasets {
-        let messages = table(client, name, &dataset.columns).await?;
+        let messages = table(client, name, &dataset.columns, dataset.dropped).await?;
         found.extend(messages.into_iter().map(|message| Refusal {
             kind: "dataset",
             name: name.to_string(),
@@ -117,14 +118,20 @@ async fn server(client: &Connection, source: &SourceName) -> Result<Vec<Refusal>
     Ok(messages.into_iter().map(refuse).collect())
 }
 
-/// What stands in the way of governing one table.
+/// What stands in the way of governing one table. That one which was `dropped` is not there is no
+/// obstacle: its dataset stays, and waits for it.
 pub(super) async fn table(
     client: &Connection,
     name: &DatasetName,
     columns: &[String],
+    dropped: bool,
 ) -> Result<Vec<String>, Error> {
-    let quoted = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
-    let Some(row) = client.query_opt(TABLE, &[&name.schema(), &name.table()]).await? else {
+    let at = Located::load(client).await?.of(name);
+    let quoted = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
+    let Some(row) = client.query_opt(TABLE, &[&at.schema, &at.table]).await? else {
+        if dropped {
+            return Ok(Vec::new());
+        }
         return Ok(vec![format!(
             "table {quoted} does not exist in source \"{}\"; create it first, or correct the name \
              (upper and lower case count)",

@@ -22,6 +22,7 @@ use super::desired::{Desired, desired};
 use super::drift::{self, Look};
 use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
+use super::locate::Located;
 use super::uninstall::{self, Progress};
 use super::{Error, fingerprint, preflight};
 use crate::pg::{self, Connection, ensure_publication, quote_ident};
@@ -333,7 +334,7 @@ impl Governor {
         // Tables that are gone or cannot be governed now are findings; they must not keep the others
         // from being guarded.
         if let Some(name) = dataset
-            && !preflight::table(client, name, &[]).await?.is_empty()
+            && !preflight::table(client, name, &[], false).await?.is_empty()
         {
             wanted.datasets.clear();
         }
@@ -341,7 +342,8 @@ impl Governor {
             install::install(client, &source.name, &wanted, Scripts::IfOutdated).await?;
         if was_off && let Some(name) = dataset.filter(|name| wanted.datasets.contains_key(*name)) {
             // No command on the table passes this lock; writers do.
-            let table = format!("{}.{}", quote_ident(name.schema()), quote_ident(name.table()));
+            let at = Located::load(client).await?.of(name);
+            let table = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
             client.batch_execute(&format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE")).await?;
             let baseline = self.registry.baseline(source.id).await.ok().flatten();
             let look = drift::look(client, &source.name, &wanted, baseline.as_ref()).await?;

@@ -12,9 +12,10 @@ use super::finding::{self, DriftFindingNode, UnverifiedRangeNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{GuardState, Mode, Verdict, shared};
 use super::service::ServiceNode;
+use super::table::{self, ColumnNode, CouplingNode, SchemaVersionNode, State};
 use super::violation::{self, ViolationNode};
 use crate::api::problem::Problem;
-use crate::registry::{Dataset, FindingFilter, Snapshot, Source, ViolationFilter};
+use crate::registry::{self, Dataset, FindingFilter, Snapshot, Source, ViolationFilter};
 use crate::vocab::{self, DatasetName, ServiceName, SourceName, limits};
 
 /// A dataset as one snapshot knows it.
@@ -32,18 +33,6 @@ impl DatasetNode {
         let dataset = Arc::clone(snapshot.dataset(name)?);
         Some(Self { snapshot: Arc::clone(snapshot), dataset })
     }
-}
-
-/// What is known of one column beyond its catalog entry.
-#[derive(SimpleObject)]
-#[graphql(name = "Column")]
-struct ColumnNode {
-    /// Its name.
-    name: String,
-    /// Sensitivity, such as `pii`.
-    classification: Option<String>,
-    /// What it means.
-    description: Option<String>,
 }
 
 /// A service that held a dataset for a span of time.
@@ -159,16 +148,43 @@ impl DatasetNode {
         &self.dataset.tags
     }
 
-    /// Facts about columns, by name.
-    async fn columns(&self) -> Vec<ColumnNode> {
-        let facts = self.dataset.columns.iter();
-        facts
-            .map(|(name, facts)| ColumnNode {
-                name: name.clone(),
-                classification: facts.classification.clone(),
-                description: facts.description.clone(),
-            })
-            .collect()
+    /// Its columns in table order, as last seen in the stream, with what was declared of them.
+    #[graphql(complexity = "DATABASE_COST + child_complexity")]
+    async fn columns(&self, ctx: &Context<'_>) -> Result<Vec<ColumnNode>, Problem> {
+        table::columns_now(ctx, &self.dataset).await
+    }
+
+    /// What its table was when, newest first.
+    #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
+    async fn schema_history(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+    ) -> Option<Result<Page<SchemaVersionNode>, Problem>> {
+        Some(table::history(ctx, &self.dataset, first, after.as_deref()).await)
+    }
+
+    /// Other names it can be asked for by: those its table has or had since it was registered.
+    async fn aliases(&self) -> Vec<&str> {
+        let aliases = self.snapshot.aliases_of(self.dataset.id);
+        aliases.into_iter().map(DatasetName::as_str).collect()
+    }
+
+    /// Whether its table is there.
+    async fn state(&self) -> State {
+        match self.dataset.guard {
+            registry::GuardState::Dropped => State::Dropped,
+            registry::GuardState::Pending | registry::GuardState::Installed => State::Live,
+        }
+    }
+
+    /// Foreign keys of other services' tables to it, made since it was registered.
+    #[graphql(complexity = "DATABASE_COST + child_complexity")]
+    async fn couplings(&self, ctx: &Context<'_>) -> Option<Result<Vec<CouplingNode>, Problem>> {
+        let couplings = shared(ctx).context.registry.couplings(self.dataset.id).await;
+        let nodes = |found: Vec<registry::Coupling>| found.into_iter().map(Into::into).collect();
+        Some(couplings.map(nodes).map_err(Problem::from))
     }
 
     /// Who owned it when, the present owner first.

@@ -27,6 +27,7 @@ mod query;
 mod scalar;
 mod service;
 mod subscription;
+mod table;
 mod token;
 mod violation;
 mod ws;

@@ -9,6 +9,7 @@ use super::finding::{self, DriftFindingNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
+use super::table::{self, UnownedTableNode};
 use super::token::TokenQuery;
 use super::violation::{self, ViolationNode};
 use crate::api::code::Code;
@@ -161,6 +162,23 @@ impl RegistryQuery {
         Some(decide.await)
     }
 
+    /// Tables made in a source, or in any, that nobody has registered.
+    #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
+    async fn unowned_tables(
+        &self,
+        ctx: &Context<'_>,
+        source: Option<String>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<UnownedTableNode>, Problem>> {
+        let list = async {
+            let snapshot = snapshot(ctx, at_least).await?;
+            table::unowned(ctx, &snapshot, source.as_deref(), first, after.as_deref()).await
+        };
+        Some(list.await)
+    }
+
     /// Attempts to write by services that are not the owner, newest first.
     #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
     #[expect(clippy::too_many_arguments, reason = "the filters are the interface")]
@@ -178,9 +196,7 @@ impl RegistryQuery {
             let dataset: Option<DatasetName> = dataset.map(|name| name.parse()).transpose()?;
             let service: Option<ServiceName> = service.map(|name| name.parse()).transpose()?;
             let snapshot = snapshot(ctx, at_least).await?;
-            if let Some(name) =
-                dataset.as_ref().filter(|name| !snapshot.datasets.contains_key(name))
-            {
+            if let Some(name) = dataset.as_ref().filter(|name| snapshot.dataset(name).is_none()) {
                 return Err(unknown_dataset(name));
             }
             if let Some(name) =

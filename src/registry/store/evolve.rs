@@ -33,8 +33,16 @@ pub(in crate::registry) async fn evolutions_record(
         | Evolution::Coupled { .. }
         | Evolution::Uncoupled { .. } => false,
     });
+    let related: Vec<i32> = new
+        .iter()
+        .filter_map(|new| match new.what {
+            Evolution::Relation { dataset, .. } => Some(dataset.0),
+            _ => None,
+        })
+        .collect();
     connection
         .transaction(async |connection| {
+            let for_readers = for_readers || any_dropped(connection, &related).await?;
             if for_readers {
                 write::take_turn(connection).await?;
             }
@@ -92,6 +100,10 @@ async fn record(connection: &mut AsyncPgConnection, new: &NewEvolution) -> Query
                 .bind::<SmallInt, _>(i16::from(new.position.epoch().get()))
                 .execute(connection)
                 .await?;
+            // A table is there again.
+            let sql = "UPDATE datasets SET guard = 'installed', dropped_at = NULL \
+                       WHERE id = $1 AND guard = 'dropped'";
+            diesel::sql_query(sql).bind::<Integer, _>(dataset.0).execute(connection).await?;
             forget_unowned(connection, new.source_id, *relid).await
         }
         Evolution::Dropped(dataset) => {
@@ -341,6 +353,39 @@ pub(in crate::registry) async fn aliases(
         Ok(name.map(|name| (name, DatasetId(row.dataset_id))))
     };
     rows.into_iter().filter_map(|row| read(row).transpose()).collect()
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = Integer)]
+    dataset_id: i32,
+}
+
+/// The dataset that has this as another name.
+pub(super) async fn named(
+    connection: &mut AsyncPgConnection,
+    source: i32,
+    name: &DatasetName,
+) -> QueryResult<Option<i32>> {
+    let sql = "SELECT dataset_id FROM dataset_aliases \
+               WHERE source_id = $1 AND schema_name = $2 AND table_name = $3";
+    let found: Option<Id> = diesel::sql_query(sql)
+        .bind::<Integer, _>(source)
+        .bind::<Text, _>(name.schema())
+        .bind::<Text, _>(name.table())
+        .get_result(connection)
+        .await
+        .optional()?;
+    Ok(found.map(|id| id.dataset_id))
+}
+
+/// Which of these datasets are dropped, as far as is recorded.
+async fn any_dropped(connection: &mut AsyncPgConnection, of: &[i32]) -> QueryResult<bool> {
+    let sql =
+        "SELECT id AS dataset_id FROM datasets WHERE id = ANY ($1) AND guard = 'dropped' LIMIT 1";
+    let found: Vec<Id> =
+        diesel::sql_query(sql).bind::<Array<Integer>, _>(of).get_results(connection).await?;
+    Ok(!found.is_empty())
 }
 
 #[derive(QueryableByName)]

@@ -300,6 +300,21 @@ async fn put_dataset(
         .first(connection)
         .await
         .optional()?;
+    let present = match present {
+        Some(present) => Some(present),
+        None => match super::evolve::named(connection, source_id, name).await? {
+            Some(id) => {
+                let columns = (
+                    datasets::id,
+                    datasets::owner_id,
+                    datasets::mode,
+                    datasets::released_at.is_not_null(),
+                );
+                Some(datasets::table.find(id).select(columns).first(connection).await?)
+            }
+            None => None,
+        },
+    };
     let Some((id, owner_before, mode_before, released)) = present else {
         let (id, now) = diesel::insert_into(datasets::table)
             .values((
