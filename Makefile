@@ -49,6 +49,7 @@ bench: setup ## Measures the workloads (ARGS=--full at the sizes of the targets,
 fuzz: ## Fuzzes the decoder and the encoder of values, a minute each (needs cargo-fuzz)
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run decode -- -max_total_time=60
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run value -- -max_total_time=60
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run message -- -max_total_time=60
 
 clean:
 	$(CARGO) clean

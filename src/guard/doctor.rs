@@ -82,6 +82,12 @@ const WRITERS: &str = "
       AND NOT coalesce(
         pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = $3), 'USAGE'), false)
       AND has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')";
+/// Columns of a table that the publication leaves out.
+const LEFT_OUT: &str = "
+    SELECT string_agg(a.attname::text, ', ' ORDER BY a.attnum)
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND a.attgenerated <> '' AND NOT a.attisdropped
+    HAVING count(*) > 0";
 
 /// Examines the source behind `client`.
 ///
@@ -133,6 +139,14 @@ pub(super) async fn examine(
             mend: (!bare.is_empty())
                 .then(|| "installed again within 30 s while the server runs".to_owned()),
         });
+        if let Some(row) = client.query_opt(LEFT_OUT, &[&at.schema, &at.table]).await? {
+            needs.push(Need {
+                check: format!("dataset {name} is in its feed with every column"),
+                ok: true,
+                found: format!("all but generated columns: {}", row.try_get::<_, &str>(0)?),
+                mend: None,
+            });
+        }
         let table = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
         needs.push(Need {
             check: format!("dataset {name} is published"),

@@ -18,7 +18,12 @@ const TABLE: &str = "
         WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
         ELSE c.relreplident = 'f' END AS identified,
       ARRAY(SELECT a.attname::text FROM pg_attribute a
-            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+      ARRAY(SELECT a.attname::text FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped
+            ORDER BY a.attnum) AS generated,
+      c.relreplident = 'f' AS is_full,
+      EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2";
 
@@ -151,11 +156,33 @@ pub(super) async fn table(
             "{quoted} is not written to the WAL, so its changes cannot be captured: ALTER TABLE {quoted} SET LOGGED"
         ));
     }
-    let unidentified = "has no replica identity, so once published its owner's UPDATE and DELETE would fail: \
-        add a primary key, or";
+    // ON CONFLICT DO UPDATE fails from 15.15, 16.11, 17.7 and 18.0 on.
+    let unidentified = "has no replica identity, so once published its owner's UPDATE and DELETE would fail, \
+        and on new versions INSERT ON CONFLICT DO UPDATE: add a primary key, or";
+    let (generated, is_full): (Vec<String>, bool) = (row.try_get(5)?, row.try_get(6)?);
+    let has_key: bool = row.try_get(7)?;
     if !row.try_get::<_, bool>(3)? {
-        messages
-            .push(format!("{quoted} {unidentified} ALTER TABLE {quoted} REPLICA IDENTITY FULL"));
+        messages.push(if has_key {
+            format!(
+                "{quoted} has a primary key and does not use it as its replica identity, so once published \
+                 its owner's UPDATE and DELETE would fail: ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT"
+            )
+        } else {
+            format!("{quoted} {unidentified} ALTER TABLE {quoted} REPLICA IDENTITY FULL")
+        });
+    }
+    // From 18 on: the publication leaves generated columns out, and FULL means every column.
+    if is_full && !generated.is_empty() && version(client).await? >= 180_000 {
+        let mend = if has_key {
+            "DEFAULT"
+        } else {
+            "USING INDEX, of a unique index on columns that are NOT NULL"
+        };
+        messages.push(format!(
+            "{quoted} has REPLICA IDENTITY FULL and generated columns ({}), so once published its owner's \
+             UPDATE and DELETE would fail: ALTER TABLE {quoted} REPLICA IDENTITY {mend}",
+            generated.join(", ")
+        ));
     }
     if kind == "p" {
         for row in client.query(PARTITIONS, &[&oid]).await? {

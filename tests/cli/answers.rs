@@ -1,6 +1,7 @@
 //! `owner`, `check`, `doctor`: one answer each, and an exit code for scripts.
 
 use super::{Ran, bare, cadastre, governed_shop, run};
+use crate::support::{WAIT, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_owns_a_dataset_is_answered_for_now_and_for_then() {
@@ -33,6 +34,11 @@ async fn whether_a_service_may_write_is_an_exit_code() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_finds_a_governed_source_well_and_what_is_broken_in_it() {
     let (cluster, server) = governed_shop().await;
+    eventually(WAIT, async || {
+        let ready = server.client().get(server.at("/readyz")).send().await.ok()?;
+        ready.status().is_success().then_some(())
+    })
+    .await;
     let report = cadastre(&server, &["doctor", "shop"]).await.exited(0).stdout;
     assert!(report.contains("wal_level"), "{report}");
     let admin = cluster.connect("shop").await;

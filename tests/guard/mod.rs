@@ -9,6 +9,7 @@ mod evolve;
 mod forgery;
 mod gateway;
 mod identifiers;
+mod kinds;
 mod load;
 mod lockdown;
 mod matrix;
