@@ -61,6 +61,7 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/manifest/plan", Needs::Token),
     ("POST", "/v1/manifest/apply", Needs::Owner),
     ("GET", "/v1/sources/{name}/doctor", Needs::Token),
+    ("GET", "/v1/sources/{name}/proof", Needs::Token),
     // What an operation needs is settled by its fields.
     ("GET", "/graphql", Needs::Token),
     ("POST", "/graphql", Needs::Token),
@@ -76,6 +77,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "owner", Needs::Token),
     ("Query", "canWrite", Needs::Token),
     ("Query", "violations", Needs::Token),
+    ("Query", "history", Needs::Token),
     ("Query", "driftFindings", Needs::Token),
     ("Query", "subscription", Needs::Token),
     ("Query", "subscriptions", Needs::Token),

@@ -57,6 +57,8 @@ pub(super) enum Code {
     Busy,
     /// As many feeds are open as may be.
     TooManyFeeds,
+    /// A chunk of the log is not what was stored.
+    LogCorrupt,
     /// Something this server depends on does not answer.
     Unavailable,
     /// A fault of this server.
@@ -92,6 +94,7 @@ impl Code {
             Self::Conflict => "conflict",
             Self::Busy => "busy",
             Self::TooManyFeeds => "too_many_feeds",
+            Self::LogCorrupt => "log_corrupt",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
@@ -125,7 +128,7 @@ impl Code {
             Self::Refused | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Conflict | Self::ConstraintViolated => StatusCode::CONFLICT,
             Self::Busy | Self::TooManyFeeds | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::LogCorrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -157,6 +160,7 @@ impl Code {
             Self::Conflict => "The request conflicts with the present state",
             Self::Busy => "A table is locked",
             Self::TooManyFeeds => "Too many feeds are open",
+            Self::LogCorrupt => "Part of the log is damaged",
             Self::Unavailable => "A dependency does not answer",
             Self::Internal => "The server failed",
         }

@@ -158,6 +158,7 @@ impl Problem {
             | Code::RowNotFound
             | Code::ConstraintViolated
             | Code::IdempotencyKeyReused
+            | Code::LogCorrupt
             | Code::Internal => {}
         }
         response.body(self.to_json(request_id).to_string())
@@ -322,9 +323,11 @@ impl From<feed::Error> for Problem {
                 | log::Error::Stopped
                 | log::Error::Database { retry: Retry::Now | Retry::Later, .. },
             ) => Self::new(Code::Unavailable, "the log cannot be read now").caused_by(&error),
+            Error::Log(error @ log::Error::Corrupt { .. }) => {
+                Self::new(Code::LogCorrupt, error.to_string()).caused_by(error)
+            }
             Error::Log(
                 log::Error::OutOfOrder { .. }
-                | log::Error::Corrupt { .. }
                 | log::Error::TooLarge { .. }
                 | log::Error::Database { retry: Retry::Never, .. },
             ) => Self::internal(ErrorChain(&error).to_string()),

@@ -198,6 +198,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/v1/manifest/plan", "POST", [web::post().to(rest::plan)]))
         .service(resource("/v1/manifest/apply", "POST", [web::post().to(rest::apply)]))
         .service(resource("/v1/sources/{name}/doctor", "GET", [web::get().to(rest::doctor)]))
+        .service(resource("/v1/sources/{name}/proof", "GET", [web::get().to(rest::proof)]))
         .service(resource(
             "/graphql",
             "GET, POST",

@@ -193,7 +193,8 @@ impl Client {
         Err(Error::Problem(problem(status, &body)))
     }
 
-    fn unreachable(&self, source: reqwest::Error) -> Error {
+    /// The server could not be reached, or broke off.
+    pub(super) fn unreachable(&self, source: reqwest::Error) -> Error {
         Error::Unreachable { url: self.base.to_string(), source: source.without_url() }
     }
 
@@ -312,8 +313,17 @@ impl Client {
         dataset: &str,
         after: &str,
     ) -> Result<reqwest::Response, Error> {
+        self.feed_part(dataset, &[("after", after)]).await
+    }
+
+    /// The same with these parameters.
+    pub(crate) async fn feed_part(
+        &self,
+        dataset: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<reqwest::Response, Error> {
         let mut url = self.url(&["v1", "feed"])?;
-        url.query_pairs_mut().append_pair("datasets", dataset).append_pair("after", after);
+        url.query_pairs_mut().append_pair("datasets", dataset).extend_pairs(parameters);
         self.send(self.request(Method::GET, url).header("accept", "application/x-ndjson")).await
     }
 }

@@ -17,6 +17,7 @@ mod check;
 mod demo;
 mod doctor;
 mod export;
+mod history;
 mod owner;
 mod plan;
 mod schema;
@@ -25,6 +26,7 @@ mod tail;
 mod token;
 mod uninstall;
 mod up;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,8 @@ enum Command {
     Apply(apply::Apply),
     Export(export::Export),
     Tail(tail::Tail),
+    History(history::History),
+    Verify(verify::Verify),
     Owner(owner::Owner),
     Check(check::Check),
     Doctor(doctor::Doctor),
@@ -96,6 +100,8 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Apply(command) => apply::run(command).await,
             Command::Export(command) => export::run(command).await,
             Command::Tail(command) => tail::run(command).await,
+            Command::History(command) => history::run(command).await,
+            Command::Verify(command) => verify::run(command).await,
             Command::Owner(command) => owner::run(command).await,
             Command::Check(command) => check::run(command).await,
             Command::Doctor(command) => doctor::run(command).await,

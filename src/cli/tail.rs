@@ -27,7 +27,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Tail {
     /// The dataset, `SOURCE.SCHEMA.TABLE`.
     dataset: DatasetName,
-    /// Where to begin: `now`, `earliest`, or after a position.
+    /// Where to begin: `now`, `earliest`, after a position, or with the first change committed at or
+    /// after a time (2026-11-26T10:00:00Z).
     #[arg(long, default_value = "now")]
     after: String,
     /// End after this many changes.

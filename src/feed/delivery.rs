@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::request::Ops;
 use super::shape::Shape;
-use crate::log::Slice;
+use crate::log::{Key, Slice};
 use crate::vocab::{Op, Position};
 
 /// Some changes for one subscriber, in order, at least one.
@@ -28,13 +28,18 @@ enum Changes {
 }
 
 impl Delivery {
-    /// What of `slice` has one of the operations and is wanted; `None` when nothing is.
-    pub(super) fn new(slice: Slice, ops: Ops, shape: &Shape) -> Option<Self> {
-        if !shape.is_plain() {
-            let wanted = slice.iter().filter(|(entry, _)| ops.has(entry.op));
+    /// What of `slice` has one of the operations, concerns the row and is wanted; `None` when nothing
+    /// is.
+    pub(super) fn new(slice: Slice, ops: Ops, shape: &Shape, key: Option<&Key>) -> Option<Self> {
+        if !shape.is_plain() || key.is_some() {
+            let concerned = |json: &[u8]| key.is_none_or(|key| key.concerns(json));
+            let wanted = slice.iter().filter(|(entry, json)| ops.has(entry.op) && concerned(json));
             let own: Vec<_> = wanted
                 .filter_map(|(entry, json)| {
-                    let json = shape.apply(entry.position, entry.op, &json)?;
+                    let json = match shape.is_plain() {
+                        true => json,
+                        false => shape.apply(entry.position, entry.op, &json)?,
+                    };
                     Some((entry.position, entry.op, json))
                 })
                 .collect();

@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use chrono::{DateTime, Utc};
+
 use super::{Error, Shape};
-use crate::log::Start;
 use crate::registry::Snapshot;
 use crate::vocab::{DatasetId, DatasetName, Op, Position, SourceId, limits};
 
@@ -16,21 +17,23 @@ pub enum After {
     Earliest,
     /// With the change after this position, usually the last one the subscriber has handled.
     Position(Position),
+    /// With the first change committed at or after this time.
+    Time(DateTime<Utc>),
 }
 
 impl FromStr for After {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        const EXPECTED: &str =
-            "expected \"now\", \"earliest\" or a position such as 01-00000000016CA548-00000003";
+        const EXPECTED: &str = "expected \"now\", \"earliest\", a position such as \
+             01-00000000016CA548-00000003, or a time such as 2026-11-26T10:00:00Z";
         match text {
             "now" => Ok(Self::Now),
             "earliest" => Ok(Self::Earliest),
             "snapshot" => Err(Error::Invalid(format!(
                 "after: this server does not offer snapshots; {EXPECTED}"
             ))),
-            other => other.parse().map(Self::Position).map_err(|_| {
+            other => place(other).map(Self::from).ok_or_else(|| {
                 let cut: String = other.chars().take(64).collect();
                 Error::Invalid(format!("after: \"{cut}\" is not a place to start; {EXPECTED}"))
             }),
@@ -38,14 +41,67 @@ impl FromStr for After {
     }
 }
 
-impl From<After> for Start {
-    fn from(after: After) -> Self {
-        match after {
-            After::Now => Self::Now,
-            After::Earliest => Self::Earliest,
-            After::Position(position) => Self::After(position),
+/// Where a feed ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// With the newest change there is when it is opened.
+    Now,
+    /// With the change at this position, or the last one before it.
+    Position(Position),
+    /// Before the first change committed at or after this time.
+    Time(DateTime<Utc>),
+}
+
+impl FromStr for Until {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == "now" {
+            return Ok(Self::Now);
+        }
+        match place(text) {
+            Some(Place::Position(position)) => Ok(Self::Position(position)),
+            Some(Place::Time(at)) => Ok(Self::Time(at)),
+            None => {
+                let cut: String = text.chars().take(64).collect();
+                Err(Error::Invalid(format!(
+                    "until: \"{cut}\" is not a place to end; expected \"now\", a position such as \
+                     01-00000000016CA548-00000003, or a time such as 2026-11-26T10:00:00Z"
+                )))
+            }
         }
     }
+}
+
+/// A place in the log that a text names.
+enum Place {
+    Position(Position),
+    Time(DateTime<Utc>),
+}
+
+impl From<Place> for After {
+    fn from(place: Place) -> Self {
+        match place {
+            Place::Position(position) => Self::Position(position),
+            Place::Time(at) => Self::Time(at),
+        }
+    }
+}
+
+/// A position, or a time in RFC 3339.
+fn place(text: &str) -> Option<Place> {
+    let time = || DateTime::parse_from_rfc3339(text).ok().map(|at| Place::Time(at.to_utc()));
+    text.parse().ok().map(Place::Position).or_else(time)
+}
+
+/// Which part of what a [`Request`] asks for; by default all of it.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    /// Where it ends; it goes on for ever if nothing is said.
+    pub until: Option<Until>,
+    /// Only changes of the row with this key, a JSON object of its columns or, of a key of one
+    /// column, its value. What concerns every row (a truncate, a gap, a new owner) is among them.
+    pub key: Option<String>,
 }
 
 /// What a subscriber asks for.

@@ -64,9 +64,8 @@ impl Fixture {
         ops: Option<Vec<Op>>,
     ) -> Result<Cursor, Error> {
         let datasets = datasets.iter().map(|text| name(text)).collect();
-        self.desk
-            .open(&self.snapshot, &Request { datasets, after, ops, shape: Shape::default() })
-            .await
+        let request = Request { datasets, after, ops, shape: Shape::default() };
+        self.desk.open(&self.snapshot, &request, &Part::default()).await
     }
 
     async fn writer(&self) -> Writer {
@@ -104,7 +103,7 @@ fn places_to_start_are_parsed_or_explained() {
     assert_eq!("earliest".parse::<After>().unwrap(), After::Earliest);
     assert_eq!(position(3).to_string().parse::<After>().unwrap(), After::Position(position(3)));
     for (text, said) in [
-        ("snapshot", "does not offer snapshots; expected \"now\", \"earliest\" or a position"),
+        ("snapshot", "does not offer snapshots; expected \"now\", \"earliest\", a position"),
         ("yesterday", "\"yesterday\" is not a place to start; expected \"now\""),
         ("01-0-1", "\"01-0-1\" is not a place to start"),
     ] {
@@ -243,4 +242,89 @@ async fn events_carry_their_position_and_lines_are_not_copied() {
     let mut resumed =
         fixture.open(&["shop.public.orders"], After::Position(position(1))).await.unwrap();
     assert_eq!(next(&mut resumed).await.ndjson(), "{\"n\":2}\n");
+}
+
+#[tokio::test]
+async fn a_reader_that_is_cut_is_told_of_the_gap_and_goes_on() {
+    let mut fixture = Fixture::new();
+    let source = crate::registry::Source {
+        id: SHOP,
+        name: "shop".parse().unwrap(),
+        url: "postgresql://app@localhost/shopdb".to_owned(),
+        epoch: Epoch::FIRST,
+        created_at: Utc::now(),
+    };
+    fixture.snapshot.sources.insert(source.name.clone(), Arc::new(source));
+    for n in 1..=6 {
+        let change = Arc::new(batch(&[(n, ORDERS, Op::Create)]));
+        fixture.store.append(SHOP, &[change]).await.unwrap();
+    }
+    let both = ["shop.public.orders", "shop.public.invoices"];
+    let only_deletes = Some(vec![Op::Delete]);
+    let mut cursor = fixture.open(&both, After::Earliest).await.unwrap();
+    let mut deletes = fixture.open_for(&both, After::Earliest, only_deletes).await.unwrap();
+    fixture.store.cut(SHOP, position(4), log::GapReason::Size).await.unwrap();
+
+    let told = next(&mut cursor).await;
+    let events: Vec<_> = told.iter().collect();
+    let [(at, op, json)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((*at, *op), (position(4), Op::Gap));
+    assert!(told.sse().starts_with(format!("id: {}\nevent: gap\n", position(4)).as_bytes()));
+    let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+    assert_eq!(json["source"]["db"], "shopdb");
+    assert_eq!(
+        json["gap"],
+        serde_json::json!({
+            "reason": "size",
+            "from": Position::MIN.to_string(),
+            "to": position(4).to_string(),
+            "datasets": ["shop.public.invoices", "shop.public.orders"],
+        })
+    );
+    let after: Vec<_> = next(&mut cursor).await.iter().map(|change| change.0).collect();
+    assert_eq!(after, [position(5)]);
+    // Nobody may miss it by choosing among changes.
+    assert_eq!(next(&mut deletes).await.iter().next().unwrap().1, Op::Gap);
+    let gone = fixture.open(&both, After::Position(position(1))).await.unwrap_err();
+    assert!(matches!(gone, Error::Trimmed { earliest } if earliest == position(4)));
+}
+
+#[tokio::test]
+async fn a_part_ends_where_it_should() {
+    let fixture = Fixture::new();
+    let mut writer = fixture.writer().await;
+    for n in 1..=3 {
+        writer.append(batch(&[(n, ORDERS, Op::Create)]), None).await.unwrap();
+    }
+    let open = async |until| {
+        let datasets = vec![name("shop.public.orders")];
+        let shape = Shape::default();
+        let request = Request { datasets, after: After::Earliest, ops: None, shape };
+        let part = Part { until: Some(until), key: None };
+        fixture.desk.open(&fixture.snapshot, &request, &part).await.unwrap()
+    };
+    let read = async |cursor: &mut Cursor| {
+        let mut found = Vec::new();
+        while let Some(delivery) =
+            timeout(Duration::from_secs(30), cursor.try_next()).await.expect("in time").unwrap()
+        {
+            found.extend(delivery.iter().map(|change| change.0));
+        }
+        found
+    };
+    let mut until_now = open(Until::Now).await;
+    let mut until_two = open(Until::Position(position(2))).await;
+    let mut until_five = open(Until::Position(position(5))).await;
+    writer.append(batch(&[(4, ORDERS, Op::Create)]), None).await.unwrap();
+    assert_eq!(read(&mut until_now).await, [1, 2, 3].map(position));
+    assert_eq!(read(&mut until_two).await, [1, 2].map(position));
+    drop((until_now, until_two));
+    // An end that is still to come is waited for, also when it is another dataset's.
+    let (all, appended) = tokio::join!(read(&mut until_five), async {
+        writer.append(batch(&[(5, INVOICES, Op::Create)]), None).await
+    });
+    appended.unwrap();
+    assert_eq!(all, [1, 2, 3, 4].map(position));
+    let mut nothing = open(Until::Position(Position::MIN)).await;
+    assert!(read(&mut nothing).await.is_empty());
 }

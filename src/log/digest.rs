@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! line    = the event as NDJSON delivers it, without the line break
-//! content = line without its last `,"ts_ms":` and the digits after it: when the change was read
-//!           is the one thing that may differ when it is read again after a crash
+//! content = line without the last `,"ts_ms":` that has digits after it, and those: when the change
+//!           was read is the one thing that may differ when it is read again after a crash
 //! digest  = the first 16 bytes of SHA-256(content), as a big-endian number
 //! range   = the sum of the digests of its changes, modulo 2^128, in 32 hexadecimal digits
 //! ```
@@ -37,17 +37,10 @@ pub struct Digest(u128);
 impl Digest {
     /// The digest of one change, of its line without the line break.
     pub fn of_line(line: &[u8]) -> Self {
+        let (before, after) = around_read_at(line);
         let mut hash = Sha256::new();
-        match READ_AT.rfind(line) {
-            Some(at) => {
-                let (before, rest) = line.split_at(at);
-                let rest = rest.get(READ_AT.needle().len()..).unwrap_or_default();
-                let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-                hash.update(before);
-                hash.update(rest.get(digits..).unwrap_or_default());
-            }
-            None => hash.update(line),
-        }
+        hash.update(before);
+        hash.update(after);
         let bytes: [u8; 32] = hash.finalize().into();
         let first: [u8; 16] = std::array::from_fn(|index| bytes[index]);
         Self(u128::from_be_bytes(first))
@@ -62,6 +55,22 @@ impl Digest {
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(|bytes| Self(u128::from_be_bytes(bytes)))
     }
+}
+
+/// What stands before and after the time at which the change was read. A member of that name in an
+/// event's details has no number.
+fn around_read_at(line: &[u8]) -> (&[u8], &[u8]) {
+    let mut head = line;
+    while let Some(at) = READ_AT.rfind(head) {
+        let (before, rest) = line.split_at(at);
+        let rest = rest.get(READ_AT.needle().len()..).unwrap_or_default();
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits > 0 {
+            return (before, rest.get(digits..).unwrap_or_default());
+        }
+        head = before;
+    }
+    (line, &[])
 }
 
 impl Add for Digest {
@@ -166,6 +175,12 @@ mod tests {
         let plain = Digest::of_line(b"{\"a\":1}");
         assert_eq!(plain.to_string(), "015abd7f5cc57a2dd94b7590f04ad808");
         assert_eq!(Digest::of_line(b"{\"a\":1,\"ts_ms\":99}"), plain);
+        let renamed = |read: &str| {
+            format!(
+                "{{\"event\":\"schema\",\"ts_ms\":{read},\"schema\":{{\"x\":1,\"ts_ms\":\"at\"}}}}"
+            )
+        };
+        assert_eq!(of(renamed("5")), of(renamed("6")), "a column may be called so too");
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub const FEED_DATASETS_MAX: usize = 1_000;
 /// Most feeds open at the same time; the next is told to come back later.
 pub const FEED_READERS_MAX: usize = 12_000;
 
+/// Longest search for a page of history before it is given up.
+pub const HISTORY_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// Longest silence on a feed before a comment or blank line proves that it lives.
 pub const FEED_SILENCE_MAX: Duration = Duration::from_secs(10);
 

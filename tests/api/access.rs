@@ -92,6 +92,7 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
     ("POST", "/v1/manifest/apply", "/v1/manifest/apply", DESCRIBED, OWNER),
     ("POST", "/v1/manifest/apply", "/v1/manifest/apply", NEW_SERVICE, ADMIN),
     ("GET", "/v1/sources/{name}/doctor", "/v1/sources/shop/doctor", "", TOKEN),
+    ("GET", "/v1/sources/{name}/proof", "/v1/sources/shop/proof", "", TOKEN),
     ("GET", "/graphql", "/graphql?query=%7B__typename%7D", "", TOKEN),
     ("POST", "/graphql", "/graphql", r#"{"query":"{__typename}"}"#, TOKEN),
 ];
@@ -127,6 +128,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         TOKEN,
     ),
     ("Query", "violations", "violations { nodes { id } }", TOKEN),
+    ("Query", "history", "history(dataset: \"shop.public.orders\") { nodes { op } }", TOKEN),
     ("Query", "driftFindings", "driftFindings { nodes { id } }", TOKEN),
     ("Query", "subscription", "subscription(name: \"mine\") { name }", TOKEN),
     ("Query", "subscriptions", "subscriptions { nodes { name } }", TOKEN),

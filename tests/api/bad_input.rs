@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{ORDERS, Shop, answer};
 
 /// Every route and a method it answers.
-const ROUTES: [(&str, &str); 9] = [
+const ROUTES: [(&str, &str); 10] = [
     ("GET", "/v1/check"),
     ("POST", "/v1/check"),
     ("GET", "/v1/feed"),
@@ -16,6 +16,7 @@ const ROUTES: [(&str, &str); 9] = [
     ("POST", "/v1/manifest/plan"),
     ("POST", "/v1/manifest/apply"),
     ("GET", "/v1/sources/shop/doctor"),
+    ("GET", "/v1/sources/shop/proof"),
     ("GET", "/graphql"),
     ("POST", "/graphql"),
 ];

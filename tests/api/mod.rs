@@ -5,6 +5,7 @@ mod bad_input;
 mod clients;
 mod feed;
 mod graphql;
+mod history;
 mod manifest;
 mod operation;
 mod schema;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod demo;
+mod history;
 mod manifest;
 mod readme;
 mod schema;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 
 mod cluster;
+mod digest;
 mod server;
 mod template;
 mod wait;
@@ -10,6 +11,7 @@ mod wait;
 use std::path::Path;
 
 pub(crate) use cluster::{Cluster, data_dir};
+pub(crate) use digest::digest;
 pub(crate) use server::{ADMIN_TOKEN, Server};
 pub(crate) use wait::{WAIT, eventually};
 

@@ -18,6 +18,7 @@ mod dataset;
 mod failure;
 mod feed_subscription;
 mod finding;
+mod history;
 mod http;
 mod leave;
 mod mutation;

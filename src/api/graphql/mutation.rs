@@ -74,6 +74,7 @@ impl UserError {
             | Code::MethodNotAllowed
             | Code::Busy
             | Code::TooManyFeeds
+            | Code::LogCorrupt
             | Code::Unavailable
             | Code::Internal => return Err(problem),
         };

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use super::dataset::{self, DatasetFilter, DatasetNode};
 use super::feed_subscription::SubscriptionQuery;
 use super::finding::{self, DriftFindingNode};
+use super::history::HistoryQuery;
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
@@ -47,7 +48,7 @@ struct WriteDecision {
 /// The root of queries: a part for each noun that has many. `atLeast` makes a read wait for the
 /// revision a mutation returned.
 #[derive(Default, MergedObject)]
-pub(in crate::api) struct Query(RegistryQuery, SubscriptionQuery, TokenQuery);
+pub(in crate::api) struct Query(RegistryQuery, SubscriptionQuery, TokenQuery, HistoryQuery);
 
 /// The part of the root of queries that is about services, datasets and violations.
 #[derive(Default)]

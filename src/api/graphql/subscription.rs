@@ -33,7 +33,8 @@ pub(super) struct ChangeNode {
 }
 
 impl ChangeNode {
-    fn new(position: Position, op: Op, event: &Bytes) -> Result<Self, Problem> {
+    /// The change as the feed gives it.
+    pub(super) fn new(position: Position, op: Op, event: &Bytes) -> Result<Self, Problem> {
         let event: serde_json::Value = serde_json::from_slice(event)
             .map_err(|error| Problem::internal(format!("event at {position}: {error}")))?;
         let dataset = event.get("dataset").and_then(serde_json::Value::as_str).unwrap_or_default();

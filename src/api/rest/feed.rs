@@ -22,7 +22,7 @@ use crate::api::negotiate;
 use crate::api::observe::Identity;
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
-use crate::feed::{self, After, Cursor, Delivery, Shape};
+use crate::feed::{self, After, Cursor, Delivery, Shape, Until};
 use crate::vocab::{DatasetName, Op, Predicate, limits};
 
 /// Largest piece given to the connection at once, in bytes: what a reader that stopped reading
@@ -30,7 +30,8 @@ use crate::vocab::{DatasetName, Op, Predicate, limits};
 const PIECE_BYTES_MAX: usize = 32 * 1024;
 
 /// Every parameter of the interface, those included that are not served yet.
-const PARAMETERS: [&str; 7] = ["datasets", "after", "ops", "key", "columns", "where", "format"];
+const PARAMETERS: [&str; 8] =
+    ["datasets", "after", "until", "ops", "key", "columns", "where", "format"];
 
 /// The changes of some datasets from a position on, for as long as the client stays.
 ///
@@ -41,7 +42,9 @@ const PARAMETERS: [&str; 7] = ["datasets", "after", "ops", "key", "columns", "wh
     get, path = "/v1/feed", tag = "changes",
     params(
         ("datasets" = String, Query, description = "Names, separated by commas; all of one source. A part with a dot, a comma or a double quote in it stands in double quotes"),
-        ("after" = Option<String>, Query, description = "`now` (default), `earliest` or a position"),
+        ("after" = Option<String>, Query, description = "`now` (default), `earliest`, a position, or a time: begins with the first change committed at or after it"),
+        ("until" = Option<String>, Query, description = "Ends the response: `now`, with this position, or before the first change committed at or after a time; goes on for ever by default"),
+        ("key" = Option<String>, Query, description = "Only changes of the row with this key: a JSON object of columns and values, or the value of a key of one column; of one dataset"),
         ("ops" = Option<String>, Query, description = "Of c, u, d, t, r, separated by commas; all by default"),
         ("where" = Option<String>, Query, description = "Only changes of rows of which this holds, such as `status = 'paid' and amount >= 100`"),
         ("columns" = Option<String>, Query, description = "Only these columns of the rows, separated by commas"),
@@ -67,8 +70,8 @@ pub(in crate::api) async fn feed(
 ) -> Result<HttpResponse, Problem> {
     let form = Form::of(header_text(request.headers(), header::ACCEPT.as_str()))?;
     let last_event_id = header_text(request.headers(), "last-event-id");
-    let asked = parse(request.query_string(), last_event_id)?;
-    let cursor = shared.context.feed.open(asked).await?;
+    let (asked, part) = parse(request.query_string(), last_event_id)?;
+    let cursor = shared.context.feed.open_part(asked, part).await?;
     let body = Body {
         cursor,
         form,
@@ -149,11 +152,8 @@ impl Form {
 
 /// What the client asks for. `Last-Event-ID` is what the reader has really seen, so that it
 /// overrides where the address says to begin.
-fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Problem> {
+fn parse(query: &str, last_event_id: Option<&str>) -> Result<(feed::Request, feed::Part), Problem> {
     let query = Query::parse(query, &PARAMETERS)?;
-    if query.one("key")?.is_some() {
-        return Err(not_supported("the filter \"key\""));
-    }
     let cloud_event = match query.one("format")? {
         None | Some("debezium") => false,
         Some("cloudevents") => true,
@@ -174,7 +174,14 @@ fn parse(query: &str, last_event_id: Option<&str>) -> Result<feed::Request, Prob
     let after = parse_after(last_event_id.or(query.one("after")?))?;
     let ops = query.one("ops")?.map(parse_ops).transpose()?;
     let shape = Shape { predicate, columns, cloud_event };
-    Ok(feed::Request { datasets, after, ops, shape })
+    let until = query.one("until")?.map(parse_until).transpose()?;
+    let part = feed::Part { until, key: query.one("key")?.map(str::to_owned) };
+    Ok((feed::Request { datasets, after, ops, shape }, part))
+}
+
+/// Where to end.
+pub(in crate::api) fn parse_until(text: &str) -> Result<Until, Problem> {
+    Ok(text.parse()?)
 }
 
 /// Where to begin: `now` when nothing is said.
@@ -184,10 +191,10 @@ pub(in crate::api) fn parse_after(text: Option<&str>) -> Result<After, Problem> 
         Some("earliest") => Ok(After::Earliest),
         Some("snapshot") => Err(not_supported("after=snapshot")),
         Some(text) => match text.parse() {
-            Ok(position) => Ok(After::Position(position)),
+            Ok(after) => Ok(after),
             Err(error) => {
-                let detail = format!("{error}; or \"now\" or \"earliest\"");
-                Err(Problem::new(Code::MalformedPosition, detail))
+                let error: feed::Error = error;
+                Err(Problem::new(Code::MalformedPosition, error.to_string()))
             }
         },
     }
@@ -266,14 +273,15 @@ impl Body {
         let delivered = tokio::select! {
             biased;
             () = self.shared.stopping.cancelled() => return None,
-            delivered = tokio::time::timeout(limits::FEED_SILENCE_MAX, self.cursor.next()) => delivered,
+            delivered = tokio::time::timeout(limits::FEED_SILENCE_MAX, self.cursor.try_next()) => delivered,
         };
         if !self.caller.is_still_valid(&self.shared.context) {
             return Some(self.fail(&auth::invalid_token()));
         }
         Some(match delivered {
             Err(_silence) => self.form.still_alive(),
-            Ok(Ok(delivery)) => {
+            Ok(Ok(None)) => return None,
+            Ok(Ok(Some(delivery))) => {
                 self.meter.sent(&delivery);
                 self.form.changes(&delivery)
             }
@@ -344,22 +352,32 @@ mod tests {
 
     #[test]
     fn a_request_names_datasets_a_place_and_operations() {
-        let asked = parse("datasets=shop.public.a,shop.public.b&ops=c,u", None).unwrap();
+        let (asked, part) = parse("datasets=shop.public.a,shop.public.b&ops=c,u", None).unwrap();
+        assert!(part.until.is_none() && part.key.is_none());
         assert_eq!(asked.datasets.len(), 2);
         assert_eq!(asked.after, After::Now);
         assert_eq!(asked.ops, Some(vec![Op::Create, Op::Update]));
         assert!(asked.shape.is_plain());
         let query = "datasets=a.b.c&columns=id,status&where=id%20%3E%201&format=cloudevents";
-        let shape = parse(query, None).unwrap().shape;
+        let shape = parse(query, None).unwrap().0.shape;
         assert_eq!(shape.columns, Some(["id".to_owned(), "status".to_owned()].into()));
         assert_eq!(shape.predicate, Some("id > 1".parse().unwrap()));
         assert!(shape.cloud_event);
     }
 
     #[test]
+    fn a_part_is_asked_for_by_time_and_key() {
+        let query = "datasets=a.b.c&after=2026-11-26T10:00:00Z&until=now&key=%7B%22id%22:7%7D";
+        let (asked, part) = parse(query, None).unwrap();
+        assert_eq!(asked.after, After::Time("2026-11-26T10:00:00Z".parse().unwrap()));
+        assert_eq!(part.until, Some(Until::Now));
+        assert_eq!(part.key.as_deref(), Some("{\"id\":7}"));
+    }
+
+    #[test]
     fn what_the_reader_has_seen_overrides_where_it_first_began() {
         let position = "01-00000000016CA548-00000003";
-        let asked = parse("datasets=shop.public.a&after=earliest", Some(position)).unwrap();
+        let (asked, _) = parse("datasets=shop.public.a&after=earliest", Some(position)).unwrap();
         assert_eq!(asked.after, After::Position(position.parse().unwrap()));
     }
 
@@ -374,13 +392,18 @@ mod tests {
             ("datasets=a.b.c&after=snapshot", Code::NotSupported, "after=snapshot"),
             ("datasets=a.b.c&ops=x", Code::BadRequest, "c, u, d, t, r"),
             ("datasets=a.b.c&ops=g", Code::BadRequest, "c, u, d, t, r"),
-            ("datasets=a.b.c&key=1", Code::NotSupported, "\"key\""),
             (
                 "datasets=a.b.c&where=status%20=",
                 Code::BadRequest,
                 "where: at character 9: expected a value",
             ),
             ("datasets=a.b.c&columns=,", Code::BadRequest, "names no column"),
+            (
+                "datasets=a.b.c&after=2026-13-01T00:00:00Z",
+                Code::MalformedPosition,
+                "a time such as",
+            ),
+            ("datasets=a.b.c&until=later", Code::BadRequest, "not a place to end"),
             ("datasets=a.b.c&format=xml", Code::BadRequest, "debezium"),
         ] {
             let problem = parse(query, None).unwrap_err();

@@ -10,16 +10,18 @@ mod feed;
 mod health;
 mod manifest;
 mod openapi;
+mod proof;
 mod rows;
 mod subscription;
 
 pub(super) use check::{check_body, check_query};
 pub(super) use doctor::doctor;
-pub(super) use feed::{feed, parse_after, parse_predicate};
+pub(super) use feed::{feed, parse_after, parse_predicate, parse_until};
 pub(super) use health::{healthz, metrics, readyz};
 pub(super) use manifest::{apply, export, plan};
 pub(super) use openapi::openapi;
 pub use openapi::openapi_json;
+pub(super) use proof::proof;
 pub(super) use rows::rows;
 pub(super) use subscription::{ack, extend, fetch, nack};
 

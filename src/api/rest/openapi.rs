@@ -53,6 +53,7 @@ pub(super) struct Problem {
         super::manifest::apply,
         super::manifest::export,
         super::doctor::doctor,
+        super::proof::proof,
         super::health::healthz,
         super::health::readyz,
         super::health::metrics,
