@@ -10,6 +10,9 @@
 --                       or stands again: {"v","dataset","state":"off"|"on","since"}; since is where
 --                       it was last seen to stand, when a comparison and not a command tells it
 --   cadastre.schema     transactional: from here on a table is another; see 04_ddl.sql
+--   cadastre.ownership  transactional, from whoever installs the guard: from here on the dataset has
+--                       this owner and mode: {"v","dataset","owner","mode","ownerBefore",
+--                       "modeBefore","transfer","reason","actor"}
 --
 -- These functions run as cadastre, the only role that may emit messages. They can be called by
 -- anyone, so they look at who called them: the second line of the call stack must be the guard

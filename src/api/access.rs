@@ -84,6 +84,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "deadLetters", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
+    ("Query", "transfers", Needs::Token),
     ("Mutation", "serviceRegister", Needs::Admin),
     ("Mutation", "sourceRegister", Needs::Admin),
     ("Mutation", "datasetRegister", Needs::Owner),
@@ -99,10 +100,16 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Mutation", "deadLettersRedrive", Needs::Owner),
     ("Mutation", "deadLettersDrop", Needs::Owner),
     ("Mutation", "deadLetterEdit", Needs::Owner),
+    // Proposed and taken back by the owner, accepted or declined by the receiver.
+    ("Mutation", "ownershipTransferPropose", Needs::Owner),
+    ("Mutation", "ownershipTransferAccept", Needs::Owner),
+    ("Mutation", "ownershipTransferDecline", Needs::Owner),
+    ("Mutation", "ownershipTransferCancel", Needs::Owner),
     ("Mutation", "tokenCreate", Needs::Admin),
     ("Mutation", "tokenRevoke", Needs::Owner),
     ("Subscription", "changes", Needs::Token),
     ("Subscription", "violations", Needs::Token),
+    ("Subscription", "ownershipChanges", Needs::Token),
 ];
 
 /// What a route needs. A method that the route does not answer needs a token to be told so, and so
@@ -189,6 +196,13 @@ pub(super) fn permit_mutations(
                     }
                     Some(present) if present.owner == *owner => permit(caller, owner, &what)?,
                     Some(_) => permit_admin(caller, &format!("moving dataset \"{name}\""))?,
+                }
+            }
+            Mutation::OwnershipTransfer { transfer, .. } => {
+                let what = format!("accepting transfer {transfer}");
+                match snapshot.transfers.get(transfer) {
+                    Some(transfer) => permit(caller, &transfer.to, &what)?,
+                    None => permit_admin(caller, &what)?,
                 }
             }
             Mutation::SubscriptionPut(subscription) => {

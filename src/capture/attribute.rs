@@ -6,8 +6,8 @@
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use crate::registry::{NewViolation, Shape, TableName, Verdict};
-use crate::vocab::{Epoch, Lsn, SourceId, TraceParent};
+use crate::registry::{NewViolation, Shape, Standing, TableName, Verdict};
+use crate::vocab::{Epoch, Lsn, Mode, ServiceName, SourceId, TraceParent};
 
 /// Prefix of the transactional message that names the writer of a dataset's next changes.
 pub(super) const WRITER: &[u8] = b"cadastre.writer";
@@ -15,8 +15,8 @@ pub(super) const WRITER: &[u8] = b"cadastre.writer";
 /// Prefix of the message that reports a violation; sent even when the transaction aborts.
 pub(super) const VIOLATION: &[u8] = b"cadastre.violation";
 
-/// Prefix of the transactional message that stands where a guard was installed. The registry
-/// already knows.
+/// Prefix of the transactional message that stands where a guard was installed, and with it where
+/// an owner or a mode begins.
 pub(super) const OWNERSHIP: &[u8] = b"cadastre.ownership";
 
 /// Prefix of the message that this program sends through a source and expects back.
@@ -123,6 +123,39 @@ pub(super) struct PartMessage {
     pub(super) name: TableName,
 }
 
+/// Whose a dataset is from here on, and how that is held.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OwnershipMessage {
+    #[serde(rename = "v")]
+    _version: Version1,
+    /// The dataset's name.
+    pub(super) dataset: String,
+    owner: ServiceName,
+    mode: Mode,
+    /// What the source held before; absent for a dataset that was not governed there.
+    owner_before: Option<ServiceName>,
+    mode_before: Option<Mode>,
+    /// The transfer that this completes.
+    pub(super) transfer: Option<i64>,
+    /// Why.
+    pub(super) reason: Option<String>,
+    /// Who had it done.
+    pub(super) actor: Option<String>,
+}
+
+impl OwnershipMessage {
+    /// What was before.
+    pub(super) fn before(&self) -> Option<Standing> {
+        Some(Standing { owner: self.owner_before.clone()?, mode: self.mode_before? })
+    }
+
+    /// What is from here on.
+    pub(super) fn after(&self) -> Standing {
+        Standing { owner: self.owner.clone(), mode: self.mode }
+    }
+}
+
 /// Why a message names the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,7 +188,7 @@ pub(super) struct WriterMessage {
 /// Whether a guard stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Standing {
+pub(super) enum Stands {
     /// It does not: anybody may have written from here on.
     Off,
     /// It does again.
@@ -170,7 +203,7 @@ pub(super) struct GuardMessage {
     /// The dataset's name.
     pub(super) dataset: String,
     /// Which of the two.
-    pub(super) state: Standing,
+    pub(super) state: Stands,
     /// Where the WAL ended when it was last seen to stand, as PostgreSQL writes it.
     pub(super) since: Option<String>,
 }

@@ -29,6 +29,9 @@ pub const CHANGE_SCHEMA: &str = include_str!("../../schema/events/change.json");
 /// The JSON Schema of an event that a table is another from here on.
 pub const SCHEMA_SCHEMA: &str = include_str!("../../schema/events/schema.json");
 
+/// The JSON Schema of an event about a dataset's owner.
+pub const OWNERSHIP_SCHEMA: &str = include_str!("../../schema/events/ownership.json");
+
 /// The part of an event that its table settles, up to the commit's LSN.
 pub(super) fn source_part(database: &Database<'_>, table: &Table) -> Vec<u8> {
     let mut out = b",\"source\":{\"connector\":\"cadastre\"".to_vec();

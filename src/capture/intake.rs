@@ -1,8 +1,8 @@
 //! From the messages of one connection to batches in the log: assembles what arrives whole, keeps
 //! what arrives in parts until it commits, and appends.
 //!
-//! Violations and what became of tables are recorded before the batch that follows them is appended,
-//! so that the slot is never confirmed past one that was not.
+//! Violations, what became of tables and where owners begin are recorded before the batch that
+//! follows them is appended, so that the slot is never confirmed past one that was not.
 
 use chrono::Utc;
 use metrics::{counter, gauge};
@@ -18,7 +18,7 @@ use super::spill::Spill;
 use super::{Error, catalog};
 use crate::log::{BatchBuilder, Writer};
 use crate::pg::{self, Connection};
-use crate::registry::{NewEvolution, NewViolation, Revision, Source};
+use crate::registry::{NewEvolution, NewViolation, Revision, Source, Switch};
 use crate::task::Failpoint;
 use crate::vocab::{Lsn, limits};
 
@@ -49,6 +49,8 @@ pub(super) struct Intake<'a> {
     pub(super) violations: Vec<NewViolation>,
     /// What became of tables since the last append.
     pub(super) evolutions: Vec<NewEvolution>,
+    /// Where owners begin, read since the last append.
+    pub(super) switches: Vec<Switch>,
     /// End of the last transaction that is wholly in `batch` or before it.
     pub(super) confirm: Option<Lsn>,
     /// Everything up to here is confirmed once it is durable.
@@ -149,6 +151,7 @@ impl Intake<'_> {
             }
             Output::Guard(notice) => self.guard(notice).await?,
             Output::Violation(violation) => self.violations.push(*violation),
+            Output::Switched(switch) => self.switches.push(*switch),
             Output::Heartbeat { lsn, id } => {
                 // All before it has been read; in a transaction its end has not.
                 if !self.assembler.in_transaction() {
@@ -232,7 +235,8 @@ impl Intake<'_> {
         Ok(())
     }
 
-    /// Records violations and what became of tables, then appends what was gathered.
+    /// Records violations, what became of tables and where owners begin, then appends what was
+    /// gathered.
     async fn append(&mut self, writer: &mut Writer) -> Result<(), Error> {
         if !self.evolutions.is_empty() {
             self.shared.registry.evolutions_record(self.source.id, &self.evolutions).await?;
@@ -244,6 +248,10 @@ impl Intake<'_> {
             counter!("cadastre_violations_total", "source" => self.source.name.to_string())
                 .increment(count);
             self.violations.clear();
+        }
+        if !self.switches.is_empty() {
+            self.shared.registry.switches_record(&self.switches).await?;
+            self.switches.clear();
         }
         let confirm = self.confirm.take();
         if let Some(batch) = self.batch.finish() {

@@ -12,8 +12,8 @@
 //!
 //! Invariants: the slot is confirmed only up to what the log holds durably; a position depends on
 //! the WAL alone, so a replay repeats it and is dropped; what cannot be understood ends the session
-//! and is said in [`SourceStatus`], it is never skipped; each source is captured by itself and a
-//! broken one touches no other.
+//! and is said in [`SourceStatus`], it is never skipped; whose a change is, its place in the stream
+//! decides, not when it is read; each source is captured by itself and a broken one touches no other.
 //!
 //! A [`heartbeat`] through each source tells a stream that stands still from one that is quiet.
 //!
@@ -40,7 +40,7 @@ mod mark;
 mod relation;
 mod timeline;
 
-pub use envelope::{CHANGE_SCHEMA, SCHEMA_SCHEMA};
+pub use envelope::{CHANGE_SCHEMA, OWNERSHIP_SCHEMA, SCHEMA_SCHEMA};
 pub use error::Error;
 pub use service::{Captures, SourceStatus, State};
 pub use spill::SpillError;

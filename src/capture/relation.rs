@@ -11,7 +11,9 @@ use super::decode::{self, Relation, Tuple};
 use super::envelope;
 use super::json::{Kind, label};
 use super::mark::TableKey;
-use crate::registry::{Dataset, GuardState, ReplicaIdentity, StreamColumn, StreamTable, TableName};
+use crate::registry::{
+    Dataset, GuardState, ReplicaIdentity, Standing, StreamColumn, StreamTable, TableName,
+};
 use crate::vocab::{DatasetId, Epoch, Lsn, SourceName, Writer};
 
 /// A table as a Relation message described it.
@@ -101,9 +103,11 @@ pub(super) struct PreparedColumn {
     pub(super) key: bool,
 }
 
-/// Whether the guard vouches for the writers of a dataset in a transaction that committed here.
-pub(super) fn is_verified(dataset: &Dataset, epoch: Epoch, commit: Lsn) -> bool {
-    dataset.guard != GuardState::Pending
+/// Whether the guard vouches for the writers of a dataset in a transaction that committed here. That
+/// it was installed the stream has told or the registry knows; the registry may also be ahead, with
+/// another owner or mode to come.
+pub(super) fn is_verified(dataset: &Dataset, told: bool, epoch: Epoch, commit: Lsn) -> bool {
+    (told || dataset.guard != GuardState::Pending)
         && !dataset.gaps.iter().any(|gap| gap.contains(epoch, commit))
 }
 
@@ -122,6 +126,8 @@ pub(super) struct PreparedRelation {
     pub(super) dataset_part: Vec<u8>,
     /// The dataset itself, for whether its guard stood.
     governed: Arc<Dataset>,
+    /// Whether the stream has told of its guard.
+    told: bool,
     /// The writer of a change that no message marks: the owner, if the guard stood.
     verified_part: Vec<u8>,
     /// The same where it may not have.
@@ -133,7 +139,7 @@ impl PreparedRelation {
     pub(super) fn new(
         table: &Table,
         database: &Database<'_>,
-        dataset: &Arc<Dataset>,
+        (dataset, standing): (&Arc<Dataset>, Option<&Standing>),
         types: &Types,
         version: Option<u32>,
     ) -> Self {
@@ -143,7 +149,7 @@ impl PreparedRelation {
             key: column.key,
         });
         let owner = |verified| {
-            let service = Some(dataset.owner.clone());
+            let service = Some(standing.map_or(&dataset.owner, |it| &it.owner).clone());
             envelope::writer_part(&Writer { service, role: None, verified }, None)
         };
         Self {
@@ -153,6 +159,7 @@ impl PreparedRelation {
             source_part: envelope::source_part(database, table),
             dataset_part: envelope::dataset_part(&dataset.name, version),
             governed: Arc::clone(dataset),
+            told: standing.is_some(),
             verified_part: owner(true),
             unverified_part: owner(false),
         }
@@ -160,7 +167,7 @@ impl PreparedRelation {
 
     /// The writer of a change that no message marks, in a transaction that committed here.
     pub(super) fn owner_part(&self, epoch: Epoch, commit: Lsn) -> &[u8] {
-        if is_verified(&self.governed, epoch, commit) {
+        if is_verified(&self.governed, self.told, epoch, commit) {
             &self.verified_part
         } else {
             &self.unverified_part

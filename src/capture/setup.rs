@@ -28,7 +28,7 @@ use super::stream::{Identity, Wire};
 use crate::config::PostgresOptions;
 use crate::log::{Batch, BatchBuilder, Gap, GapReason, Writer};
 use crate::pg::{self, Connection, SlotState};
-use crate::registry::{Dataset, Registry, SlotRecord, Source};
+use crate::registry::{Dataset, Registry, SlotRecord, Source, Standing, Switch};
 use crate::vocab::{DatasetName, Epoch, Lsn, Op, Position};
 
 /// From where a session goes on.
@@ -129,6 +129,7 @@ impl Setup<'_> {
             }
             Some(SlotRecord { broken: Some(reason), .. }) => {
                 let slot = self.fresh_slot(found.slot.as_ref()).await?;
+                self.ownership(epoch).await?;
                 if writer.last().epoch() < epoch {
                     self.announce(epoch, &reason, slot.confirmed, writer).await?;
                 }
@@ -213,6 +214,40 @@ impl Setup<'_> {
         counter!("cadastre_capture_gaps_total", "source" => source.name.to_string(), "reason" => reason)
             .increment(1);
         Error::Broken { reason }
+    }
+
+    /// Notes whose each dataset is, as the source itself holds it where the new epoch begins: what
+    /// the stream would have said of it may be in the gap.
+    async fn ownership(&self, epoch: Epoch) -> Result<(), Error> {
+        let Self { catalog, source, registry, .. } = self;
+        let governed = "SELECT to_regclass('cadastre.dataset') IS NOT NULL";
+        let row = catalog.query_one(governed, &[]).await.map_err(pg::Error::from)?;
+        if !row.try_get::<_, bool>(0).map_err(pg::Error::from)? {
+            return Ok(());
+        }
+        let held = "SELECT name, owner, mode FROM cadastre.dataset";
+        let snapshot = registry.snapshot();
+        let mut switches = Vec::new();
+        for row in catalog.query(held, &[]).await.map_err(pg::Error::from)? {
+            let column = |index| row.try_get::<_, &str>(index).map_err(pg::Error::from);
+            let (name, owner, mode) = (column(0)?, column(1)?, column(2)?);
+            let name = name.parse::<DatasetName>().ok();
+            let dataset = name.and_then(|name| snapshot.datasets.get(&name));
+            if let (Some(dataset), Ok(owner), Ok(mode)) = (dataset, owner.parse(), mode.parse()) {
+                switches.push(Switch {
+                    dataset: dataset.id,
+                    position: Position::new(epoch, Lsn::ZERO, 0),
+                    before: None,
+                    after: Standing { owner, mode },
+                    transfer: None,
+                });
+            }
+        }
+        if !switches.is_empty() {
+            tracing::info!(source = %source.name, datasets = switches.len(), "owners as the source has them");
+            registry.switches_record(&switches).await?;
+        }
+        Ok(())
     }
 
     /// Puts a gap event for each dataset of the source into the log, before everything that the

@@ -24,6 +24,7 @@ mod schema;
 mod subscription;
 mod tail;
 mod token;
+mod transfer;
 mod uninstall;
 mod up;
 mod verify;
@@ -60,6 +61,7 @@ enum Command {
     Uninstall(uninstall::Uninstall),
     Token(token::TokenCommand),
     Subscription(subscription::Subscription),
+    Transfer(transfer::TransferCommand),
     Schema(schema::Schema),
 }
 
@@ -108,6 +110,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Uninstall(command) => uninstall::run(command).await,
             Command::Token(command) => token::run(command).await,
             Command::Subscription(command) => subscription::run(command).await,
+            Command::Transfer(command) => transfer::run(command).await,
             Command::Schema(command) => schema::run(&command),
         }
     });

@@ -52,6 +52,7 @@ fn files(part: Part) -> Vec<(String, String)> {
         Part::Openapi => vec![file("openapi.json", &api::openapi_json())],
         Part::Events => vec![
             file("events/change.json", capture::CHANGE_SCHEMA),
+            file("events/ownership.json", capture::OWNERSHIP_SCHEMA),
             file("events/gap.json", log::GAP_SCHEMA),
             file("events/schema.json", capture::SCHEMA_SCHEMA),
         ],

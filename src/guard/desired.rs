@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::registry::{GuardState, Mutation, Snapshot};
+use crate::registry::{GuardState, Mutation, Snapshot, Tenure};
 use crate::vocab::{DatasetName, Mode, RoleName, ServiceName, SourceName};
 
 /// A dataset as it should be guarded.
@@ -16,6 +16,8 @@ pub(super) struct Guarded {
     pub(super) columns: Vec<String>,
     /// Its table was dropped, and is guarded again once it is there again.
     pub(super) dropped: bool,
+    /// Why the owner is the owner.
+    pub(super) tenure: Tenure,
 }
 
 /// A source as it should be.
@@ -65,7 +67,9 @@ pub(super) fn desired(
                 let dropped = known.is_some_and(|known| known.guard == GuardState::Dropped);
                 let Some(source) = sources.get_mut(name.source()) else { continue };
                 let columns = columns.keys().cloned().collect();
-                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns, dropped };
+                let present = source.datasets.get(name).filter(|present| present.owner == *owner);
+                let tenure = present.map(|present| present.tenure.clone()).unwrap_or_default();
+                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns, dropped, tenure };
                 source.roles.entry(owner.clone()).or_default();
                 let pending = snapshot
                     .datasets
@@ -74,6 +78,19 @@ pub(super) fn desired(
                 if source.datasets.insert(name.clone(), wanted.clone()) != Some(wanted) || pending {
                     touched.insert(name.source().clone());
                 }
+            }
+            Mutation::OwnershipTransfer { transfer, by } => {
+                let Some(transfer) = snapshot.transfers.get(transfer) else { continue };
+                let Some(source) = sources.get_mut(transfer.dataset.source()) else { continue };
+                let Some(guarded) = source.datasets.get_mut(&transfer.dataset) else { continue };
+                guarded.owner = transfer.to.clone();
+                guarded.tenure = Tenure {
+                    reason: Some(transfer.reason.clone()),
+                    actor: Some(by.clone()),
+                    transfer: Some(transfer.id),
+                };
+                source.roles.entry(transfer.to.clone()).or_default();
+                touched.insert(transfer.dataset.source().clone());
             }
             Mutation::SourcePut { .. } | Mutation::SubscriptionPut(_) => {}
         }
@@ -108,6 +125,7 @@ fn present(snapshot: &Snapshot) -> BTreeMap<SourceName, Desired> {
                     mode: dataset.mode,
                     columns: dataset.columns.keys().cloned().collect(),
                     dropped: dataset.guard == GuardState::Dropped,
+                    tenure: snapshot.tenures.get(&dataset.id).cloned().unwrap_or_default(),
                 },
             );
         }

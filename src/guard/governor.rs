@@ -13,7 +13,7 @@ use super::install::{self, Scripts};
 use super::{Error, Need, Refusal, doctor, fingerprint, preflight};
 use crate::config::PostgresOptions;
 use crate::pg::{self, Connection, SlotFound, Target, ensure_publication, ensure_slot};
-use crate::registry::{GuardState, Mutation, Registry, Revision};
+use crate::registry::{Decided, GuardState, Mutation, Registry, Revision, Snapshot};
 use crate::task::Failpoint;
 use crate::vocab::{DatasetId, DatasetName, Lsn, Mode, SourceName};
 
@@ -48,6 +48,20 @@ impl Governor {
     /// [`Error::Refused`] with everything that stands in the way; [`Error::Busy`] when a table
     /// stayed locked for `guard_patience`.
     pub async fn apply(&self, mutations: &[Mutation]) -> Result<Revision, Error> {
+        let decided = Decided::on(&self.registry.snapshot(), mutations, "cadastre");
+        self.apply_decided(mutations, &decided).await
+    }
+
+    /// The same, on behalf of somebody who has seen who owns what: a dataset that has passed to
+    /// another owner since is not taken back.
+    ///
+    /// # Errors
+    /// As [`Governor::apply`].
+    pub async fn apply_decided(
+        &self,
+        mutations: &[Mutation],
+        decided: &Decided,
+    ) -> Result<Revision, Error> {
         let _applying = self.applying.lock().await;
         self.registry.refresh().await?;
         let (sources, touched) = desired(&self.registry.snapshot(), mutations);
@@ -68,7 +82,8 @@ impl Governor {
             }
         }
         Failpoint::GuardApply.hit();
-        let revision = match self.registry.apply(mutations).await {
+        Failpoint::GuardBeforeRegistry.hit();
+        let revision = match self.registry.apply_decided(mutations, decided).await {
             Ok(revision) => revision,
             Err(error) => {
                 self.abandon(prepared).await;
@@ -79,6 +94,7 @@ impl Governor {
         if prepared.is_empty() {
             return Ok(revision);
         }
+        Failpoint::GuardBeforeSource.hit();
         for source in &prepared {
             if let (Some((objects, at)), Some(registered)) =
                 (&source.objects, self.registry.snapshot().sources.get(&source.name))
@@ -91,6 +107,7 @@ impl Governor {
             committed.map_err(|error| failed(&source.name, error.into()))?;
             Failpoint::GuardApply.hit();
         }
+        Failpoint::GuardBeforeInstalled.hit();
         self.installed(&touched).await
     }
 
@@ -104,12 +121,17 @@ impl Governor {
         self.preflight(&sources, &connected).await
     }
 
-    /// Changes the mode of one dataset.
+    /// Changes the mode of one dataset, on behalf of somebody who has seen `snapshot`.
     ///
     /// # Errors
     /// As [`Governor::apply`], and [`Error::UnknownDataset`].
-    pub async fn set_mode(&self, dataset: &DatasetName, mode: Mode) -> Result<Revision, Error> {
-        let snapshot = self.registry.snapshot();
+    pub async fn set_mode(
+        &self,
+        dataset: &DatasetName,
+        mode: Mode,
+        snapshot: &Snapshot,
+        by: &str,
+    ) -> Result<Revision, Error> {
         let found =
             snapshot.dataset(dataset).ok_or_else(|| Error::UnknownDataset(dataset.clone()))?;
         let mutation = Mutation::DatasetPut {
@@ -121,7 +143,8 @@ impl Governor {
             columns: found.columns.clone(),
             derived_from: found.derived_from.clone(),
         };
-        self.apply(&[mutation]).await
+        let mutations = [mutation];
+        self.apply_decided(&mutations, &Decided::on(snapshot, &mutations, by)).await
     }
 
     /// What a source has and what it still needs, each with the statement that mends it.

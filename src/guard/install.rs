@@ -8,7 +8,7 @@ use super::preflight::version;
 use super::{SCHEMA, fingerprint};
 use crate::config::PostgresOptions;
 use crate::pg::{Connection, Error, PUBLICATION_OPTIONS, quote_ident, quote_literal};
-use crate::registry::TableName;
+use crate::registry::{TableName, Tenure};
 use crate::vocab::{DatasetName, Lsn, RoleName, ServiceName, SourceName};
 
 /// One change of guards at a time in a source, whoever makes it.
@@ -347,7 +347,16 @@ async fn record(
 ) -> Result<(), Error> {
     let owner_role = source.owner_role(&dataset.owner);
     let (owner, mode) = (dataset.owner.as_str(), dataset.mode.as_str());
-    client.execute("DELETE FROM cadastre.dataset WHERE name = $1", &[&name.as_str()]).await?;
+    let before = client
+        .query_opt(
+            "DELETE FROM cadastre.dataset WHERE name = $1 RETURNING owner, mode",
+            &[&name.as_str()],
+        )
+        .await?;
+    let (owner_before, mode_before): (Option<String>, Option<String>) = match before {
+        Some(row) => (row.try_get(0)?, row.try_get(1)?),
+        None => (None, None),
+    };
     client
         .execute(
             "INSERT INTO cadastre.dataset (relid, name, owner, owner_role, mode) \
@@ -357,7 +366,11 @@ async fn record(
             &[&oid, &name.as_str(), &owner, &owner_role, &mode],
         )
         .await?;
-    let message = serde_json::json!({"v": 1, "dataset": name, "owner": owner, "mode": mode});
+    let Tenure { reason, actor, transfer } = &dataset.tenure;
+    let message = serde_json::json!({
+        "v": 1, "dataset": name, "owner": owner, "mode": mode, "ownerBefore": owner_before,
+        "modeBefore": mode_before, "transfer": transfer, "reason": reason, "actor": actor,
+    });
     client
         .execute(
             "SELECT pg_logical_emit_message(true, 'cadastre.ownership', $1)",

@@ -1,5 +1,6 @@
 //! The handle that other rooms hold.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,11 +9,12 @@ use secrecy::SecretString;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Error, Grant, GuardState, Mutation, NewToken, NewViolation, OwnershipPeriod, Revision,
-    Snapshot, Token, TokenId, Verdict, Violation, mutation, store, token,
+    Decided, Ending, Error, Grant, GuardState, Mutation, NewToken, NewTransfer, NewViolation,
+    OwnershipPeriod, Revision, Snapshot, Standing, Switch, Token, TokenId, Transfer,
+    TransferFilter, Verdict, Violation, mutation, store, token, transfer,
 };
 use crate::pg::{self, Pool, PooledConnection};
-use crate::vocab::{DatasetId, DatasetName, ServiceName};
+use crate::vocab::{DatasetId, DatasetName, Position, ServiceName, SourceId};
 
 /// Violations that may wait for a live reader; a slower one is told how many it missed.
 const VIOLATIONS_LIVE_MAX: usize = 1_024;
@@ -110,12 +112,27 @@ impl Registry {
     /// registered nor in the list; [`Error::Conflict`] for a role claimed by two services;
     /// [`Error::Invalid`]; [`Error::Unavailable`].
     pub async fn apply(&self, mutations: &[Mutation]) -> Result<Revision, Error> {
+        self.apply_decided(mutations, &Decided::regardless()).await
+    }
+
+    /// The same, on behalf of somebody who has seen who owns what.
+    ///
+    /// # Errors
+    /// As [`Registry::apply`]; [`Error::Conflict`] also for a dataset that has passed to another
+    /// owner since, and for a transfer that is not open any more.
+    pub async fn apply_decided(
+        &self,
+        mutations: &[Mutation],
+        decided: &Decided,
+    ) -> Result<Revision, Error> {
         if mutations.is_empty() {
             return Ok(self.snapshot().revision);
         }
         mutation::check(mutations)?;
-        let after =
-            self.within(async |connection| store::apply(connection, mutations).await).await?;
+        let apply = async |connection: &mut PooledConnection| {
+            store::apply(connection, mutations, decided).await
+        };
+        let after = self.within(apply).await?;
         Ok(self.publish(after))
     }
 
@@ -207,6 +224,85 @@ impl Registry {
         let grant = self.snapshot().grant_of(token, now)?.clone();
         self.shared.uses.note(&grant.id, now);
         Some(grant)
+    }
+
+    /// Proposes that a dataset pass to another owner.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the dataset or the receiver; [`Error::Conflict`] when a transfer of it
+    /// is open or its owner is another by now; [`Error::Invalid`]; [`Error::Unavailable`].
+    pub async fn transfer_propose(&self, new: NewTransfer) -> Result<(Transfer, Revision), Error> {
+        mutation::text("reason", &new.reason)?;
+        let propose = async |connection: &mut PooledConnection| {
+            store::transfer_propose(connection, &new).await
+        };
+        let (transfer, after) = self.within(propose).await?;
+        Ok((transfer, self.publish(after)))
+    }
+
+    /// Ends a proposal without the dataset passing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] when it is not open any more;
+    /// [`Error::Unavailable`].
+    pub async fn transfer_end(
+        &self,
+        id: i64,
+        ending: Ending,
+        by: &str,
+    ) -> Result<(Transfer, Revision), Error> {
+        let end = async |connection: &mut PooledConnection| {
+            store::transfer_end(connection, id, ending, by).await
+        };
+        let (transfer, after) = self.within(end).await?;
+        Ok((transfer, self.publish(after)))
+    }
+
+    /// The transfer with this number.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn transfer(&self, id: i64) -> Result<Transfer, Error> {
+        self.within(async |connection| store::transfer(connection, id).await).await
+    }
+
+    /// One page of transfers, newest first; `after` is the number the last page ended with.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn transfers(
+        &self,
+        filter: &TransferFilter,
+        page: Page<i64>,
+    ) -> Result<Vec<Transfer>, Error> {
+        self.within(async |connection| Ok(store::transfers(connection, filter, page).await?)).await
+    }
+
+    /// Stores where in the stream owners and modes begin; what is stored already is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn switches_record(&self, new: &[Switch]) -> Result<(), Error> {
+        self.within(async |connection| Ok(store::switches_record(connection, new).await?)).await
+    }
+
+    /// Who owns each of a source's datasets, and how that is held, for who goes on reading its
+    /// stream after `seen`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn standings(
+        &self,
+        source: SourceId,
+        seen: Position,
+    ) -> Result<HashMap<DatasetId, Standing>, Error> {
+        let all =
+            self.within(async |connection| Ok(store::switches(connection, source).await?)).await?;
+        let of_each = all.chunk_by(|a, b| a.dataset == b.dataset).filter_map(|switches| {
+            let standing = transfer::standing_after(switches, seen)?;
+            Some((switches.first()?.dataset, standing))
+        });
+        Ok(of_each.collect())
     }
 
     /// Makes a token. The secret is returned here and can be had nowhere else.

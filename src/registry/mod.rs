@@ -40,6 +40,7 @@ mod snapshot;
 mod store;
 mod subscription;
 mod token;
+mod transfer;
 
 pub use error::Error;
 pub use evolve::*;
@@ -47,6 +48,7 @@ pub use finding::{Finding, FindingFilter, Findings, NewFinding, Question, Severi
 pub use gap::{Baseline, GuardGap};
 pub use handle::{Page, Registry, ViolationFilter};
 pub use model::*;
+pub use mutation::Decided;
 pub use shape::{
     Column, Compatibility, Difference, ReplicaIdentity, Shape, StreamColumn, StreamTable,
     TableName, TypeKind, TypeShape,
@@ -58,3 +60,6 @@ pub use subscription::{
     SpecError, StartAt, SubscriptionSpec, WebhookSpec, is_subscription_name,
 };
 pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};
+pub use transfer::{
+    Ending, NewTransfer, Standing, Switch, Tenure, Transfer, TransferFilter, TransferState,
+};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::GuardGap;
 use super::token::{Grant, TokenId};
+use super::transfer::{Tenure, Transfer};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Mode, RoleName, ServiceName, SourceId, SourceName,
 };
@@ -130,6 +131,8 @@ pub struct OwnershipPeriod {
     pub from: DateTime<Utc>,
     /// To, exclusive; `None` for the present owner.
     pub to: Option<DateTime<Utc>>,
+    /// Why it began.
+    pub tenure: Tenure,
 }
 
 /// Everything the registry answers from: immutable, shared, swapped whole.
@@ -151,6 +154,10 @@ pub struct Snapshot {
     pub datasets_by_id: HashMap<DatasetId, Arc<Dataset>>,
     /// The service a role writes for, by source and role.
     pub service_by_role: HashMap<(SourceName, RoleName), ServiceName>,
+    /// Why the present owners are owners.
+    pub tenures: HashMap<DatasetId, Tenure>,
+    /// Transfers that nobody has decided, those past their time included.
+    pub transfers: BTreeMap<i64, Transfer>,
     /// What tokens are good for, by id; revoked ones are not here.
     pub grants: HashMap<TokenId, Grant>,
 }
@@ -193,6 +200,13 @@ pub enum Mutation {
         columns: BTreeMap<String, ColumnFacts>,
         /// Declared lineage.
         derived_from: Vec<String>,
+    },
+    /// Lets a dataset pass to the receiver of a proposed transfer.
+    OwnershipTransfer {
+        /// The transfer.
+        transfer: i64,
+        /// Who accepts it.
+        by: String,
     },
     /// Creates a subscription or replaces what is declared of it.
     SubscriptionPut(Subscription),

@@ -1,8 +1,37 @@
 //! What is checked of a mutation before any database sees it.
 
-use super::{Error, Mutation, SubscriptionSpec};
+use std::collections::HashMap;
+
+use super::{Error, Mutation, Snapshot, SubscriptionSpec};
 use crate::pg::Target;
-use crate::vocab::{DatasetName, limits};
+use crate::vocab::{DatasetName, ServiceName, limits};
+
+/// By whom a list of mutations was decided, and on what.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    /// Who is written down as having done it.
+    pub by: String,
+    /// Who owned what when it was decided: a dataset that has passed to somebody else since is not
+    /// changed, so that nobody takes it back without knowing. `None` asks nothing.
+    pub(super) owners: Option<HashMap<DatasetName, ServiceName>>,
+}
+
+impl Decided {
+    /// Decided by somebody who saw this.
+    pub fn on(snapshot: &Snapshot, mutations: &[Mutation], by: impl Into<String>) -> Self {
+        let changed = mutations.iter().filter_map(|mutation| match mutation {
+            Mutation::DatasetPut { name, .. } => snapshot.datasets.get(name),
+            _ => None,
+        });
+        let owners = changed.map(|dataset| (dataset.name.clone(), dataset.owner.clone()));
+        Self { by: by.into(), owners: Some(owners.collect()) }
+    }
+
+    /// Decided by this program, whatever there is.
+    pub(super) fn regardless() -> Self {
+        Self { by: "cadastre".to_owned(), owners: None }
+    }
+}
 
 /// Refuses what cannot be stored: texts with NUL, and connection strings that hold a password.
 pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
@@ -27,6 +56,7 @@ pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
                     text("columns", facts.description.as_deref().unwrap_or_default())?;
                 }
             }
+            Mutation::OwnershipTransfer { .. } => {}
             Mutation::SubscriptionPut(subscription) => {
                 text("name", &subscription.name)?;
                 one_source(&subscription.datasets)?;

@@ -75,6 +75,21 @@ diesel::table! {
         service_id -> Int4,
         during -> Tstzrange,
         present -> Nullable<Bool>,
+        reason -> Nullable<Text>,
+        actor -> Nullable<Text>,
+        transfer_id -> Nullable<Int8>,
+    }
+}
+
+diesel::table! {
+    ownership_switches (dataset_id, position) {
+        dataset_id -> Int4,
+        position -> Text,
+        owner_before -> Nullable<Text>,
+        owner -> Text,
+        mode_before -> Nullable<Text>,
+        mode -> Text,
+        transfer_id -> Nullable<Int8>,
     }
 }
 
@@ -167,6 +182,7 @@ diesel::joinable!(datasets -> sources (source_id));
 diesel::joinable!(datasets -> services (owner_id));
 diesel::joinable!(service_roles -> sources (source_id));
 diesel::joinable!(ownership_periods -> services (service_id));
+diesel::joinable!(ownership_switches -> datasets (dataset_id));
 diesel::joinable!(subscriptions -> services (service_id));
 diesel::joinable!(tokens -> services (service_id));
 diesel::allow_tables_to_appear_in_same_query!(
@@ -176,6 +192,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     service_roles,
     datasets,
     ownership_periods,
+    ownership_switches,
     subscriptions,
     tokens
 );

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::token::{self, Grant, TokenId};
+use super::transfer::{Tenure, Transfer};
 use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
 use crate::vocab::{DatasetId, DatasetName, Mode, ServiceName};
 
@@ -52,6 +53,8 @@ impl Snapshot {
                 .collect(),
             service_by_role,
             aliases: HashMap::new(),
+            tenures: HashMap::new(),
+            transfers: BTreeMap::new(),
             grants: HashMap::new(),
         }
     }
@@ -78,6 +81,15 @@ impl Snapshot {
         let mut names: Vec<&DatasetName> = of.map(|(name, _)| name).collect();
         names.sort_unstable();
         names
+    }
+
+    /// The same with why the owners are owners, and who may be the next.
+    pub(super) fn with_tenures(
+        self,
+        tenures: HashMap<DatasetId, Tenure>,
+        transfers: BTreeMap<i64, Transfer>,
+    ) -> Self {
+        Self { tenures, transfers, ..self }
     }
 
     /// What this token is good for at `now`, if anything.

@@ -27,11 +27,17 @@ pub enum Failpoint {
     DeliverAfterSend,
     /// What was settled is about to be written with the cursor.
     DeliverBeforeCursor,
+    /// New guards wait in a source for their commit; the registry does not know of them.
+    GuardBeforeRegistry,
+    /// The registry has committed; the source has not.
+    GuardBeforeSource,
+    /// Both have committed; the registry does not know that the source has.
+    GuardBeforeInstalled,
 }
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::GuardApply,
         Self::GuardUninstall,
         Self::CaptureSpill,
@@ -41,6 +47,9 @@ impl Failpoint {
         Self::DeliverBeforeSend,
         Self::DeliverAfterSend,
         Self::DeliverBeforeCursor,
+        Self::GuardBeforeRegistry,
+        Self::GuardBeforeSource,
+        Self::GuardBeforeInstalled,
     ];
 
     /// Its name in `CADASTRE_FAILPOINTS`.
@@ -55,6 +64,9 @@ impl Failpoint {
             Self::DeliverBeforeSend => "deliver.before_send",
             Self::DeliverAfterSend => "deliver.after_send",
             Self::DeliverBeforeCursor => "deliver.before_cursor",
+            Self::GuardBeforeRegistry => "guard.before_registry",
+            Self::GuardBeforeSource => "guard.before_source",
+            Self::GuardBeforeInstalled => "guard.before_installed",
         }
     }
 

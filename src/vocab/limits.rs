@@ -31,6 +31,14 @@ pub const SPILL_BUFFER_BYTES: usize = 256 * 1024;
 /// it PostgreSQL keeps the transactions itself.
 pub const SPILL_SAVEPOINTS_MAX: usize = 200_000;
 
+/// How long a proposed transfer may be accepted when nothing is said, and at most.
+pub const TRANSFER_VALID_DEFAULT: chrono::TimeDelta = chrono::TimeDelta::days(7);
+/// See [`TRANSFER_VALID_DEFAULT`]; what nobody has accepted in so long nobody remembers.
+pub const TRANSFER_VALID_MAX: chrono::TimeDelta = chrono::TimeDelta::days(90);
+
+/// Longest reason given for a transfer or a permission, in bytes; a paragraph fits.
+pub const REASON_BYTES_MAX: usize = 1_000;
+
 /// Largest HTTP request body, in bytes; a manifest of some thousand datasets fits.
 pub const REQUEST_BODY_BYTES_MAX: usize = 1024 * 1024;
 

@@ -4,5 +4,6 @@
 mod continuity;
 mod fidelity;
 mod follower;
+mod hand_over;
 mod restarts;
 mod workload;

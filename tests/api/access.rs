@@ -16,6 +16,7 @@ const CALLERS: [&str; 5] = ["nobody", "billing", "orders", "auditor", "admin"];
 const ANYONE: [bool; 5] = [true, true, true, true, true];
 const TOKEN: [bool; 5] = [false, true, true, true, true];
 const OWNER: [bool; 5] = [false, false, true, false, true];
+const RECEIVER: [bool; 5] = [false, true, false, false, true];
 const ADMIN: [bool; 5] = [false, false, false, false, true];
 
 /// A request to each route, and who is let in.
@@ -140,6 +141,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         "tokens(service: \"orders\") { nodes { id } }",
         [false, false, true, true, true],
     ),
+    ("Query", "transfers", "transfers { nodes { id } }", TOKEN),
     ("Mutation", "serviceRegister", "serviceRegister(input: {name: \"new\"}) { revision }", ADMIN),
     (
         "Mutation",
@@ -234,6 +236,17 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         "subscriptionDelete(input: {name: \"mine\"}) { revision }",
         OWNER,
     ),
+    (
+        "Mutation",
+        "ownershipTransferPropose",
+        "ownershipTransferPropose(input: {dataset: \"shop.public.orders\", to: \"billing\",
+            reason: \"test\"}) { revision }",
+        OWNER,
+    ),
+    // Transfer 1 gives the owner's dataset to billing.
+    ("Mutation", "ownershipTransferDecline", "ownershipTransferDecline(input: {id: 1}) { revision }", RECEIVER),
+    ("Mutation", "ownershipTransferCancel", "ownershipTransferCancel(input: {id: 1}) { revision }", OWNER),
+    ("Mutation", "ownershipTransferAccept", "ownershipTransferAccept(input: {id: 1}) { revision }", RECEIVER),
     ("Mutation", "tokenCreate", "tokenCreate(input: {service: \"orders\"}) { revision }", ADMIN),
     ("Mutation", "tokenRevoke", "tokenRevoke(input: {id: \"TOKEN\"}) { revision }", OWNER),
 ];
@@ -305,6 +318,10 @@ async fn every_route_and_field_lets_in_whom_it_should_and_nobody_else() {
             }
         }
     }
+    let propose = "mutation { ownershipTransferPropose(input: {dataset: \"shop.public.orders\",
+        to: \"billing\", reason: \"test\"}) { transfer { id } } }";
+    let data = shop.data(propose, json!({})).await;
+    assert_eq!(data["ownershipTransferPropose"]["transfer"]["id"], "1");
     for (root, field, selection, expected) in FIELDS {
         let selection = selection.replace("TOKEN", &spare);
         let query = format!("{} {{ {selection} }}", root.to_ascii_lowercase());

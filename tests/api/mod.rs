@@ -11,6 +11,7 @@ mod operation;
 mod schema;
 mod socket;
 mod token;
+mod transfer;
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};

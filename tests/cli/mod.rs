@@ -8,6 +8,7 @@ mod readme;
 mod schema;
 mod tail;
 mod token;
+mod transfer;
 mod up;
 
 use std::process::Stdio;

@@ -4,6 +4,7 @@ mod apply;
 mod follow;
 mod manifest;
 mod ownership;
+mod transfer;
 mod violations;
 
 use std::collections::BTreeMap;

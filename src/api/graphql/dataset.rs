@@ -47,6 +47,10 @@ struct OwnershipPeriodNode {
     from: DateTime<Utc>,
     /// To, exclusive; null for the present owner.
     to: Option<DateTime<Utc>>,
+    /// Why it began.
+    reason: Option<String>,
+    /// Who had it begin.
+    actor: Option<String>,
 }
 
 /// The guard of a dataset.
@@ -202,6 +206,8 @@ impl DatasetNode {
                 service: ServiceNode::find(&self.snapshot, &period.service),
                 from: period.from,
                 to: period.to,
+                reason: period.tenure.reason,
+                actor: period.tenure.actor,
             };
             periods.into_iter().map(node).collect()
         }))

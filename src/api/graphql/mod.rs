@@ -30,6 +30,7 @@ mod service;
 mod subscription;
 mod table;
 mod token;
+mod transfer;
 mod violation;
 mod ws;
 

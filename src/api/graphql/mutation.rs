@@ -14,11 +14,12 @@ use super::leave::LeaveMutation;
 use super::scalar::{Mode, caller, shared};
 use super::service::ServiceNode;
 use super::token::TokenMutation;
+use super::transfer::TransferMutation;
 use crate::api::access;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
 use crate::guard;
-use crate::registry::{self, ColumnFacts, Revision, Snapshot};
+use crate::registry::{self, ColumnFacts, Decided, Revision, Snapshot};
 use crate::vocab::{DatasetName, ServiceName, SourceName};
 
 /// Why a change was not made, for programs.
@@ -127,13 +128,16 @@ pub(super) async fn change(
 ) -> Result<Outcome, Problem> {
     let context = &shared(ctx).context;
     let snapshot = context.registry.snapshot();
-    access::permit_mutations(caller(ctx)?, &snapshot, std::slice::from_ref(&mutation))?;
+    let (caller, mutations) = (caller(ctx)?, [mutation]);
+    access::permit_mutations(caller, &snapshot, &mutations)?;
+    let decided = Decided::on(&snapshot, &mutations, caller.actor());
     let governor = context.governor.clone();
-    let work = async move { governor.apply(&[mutation]).await };
+    let work = async move { governor.apply_decided(&mutations, &decided).await };
     outcome(shared(ctx).detached("api.mutation", work).await?)
 }
 
-fn outcome(result: Result<Revision, guard::Error>) -> Result<Outcome, Problem> {
+/// What the governor's answer means for the caller.
+pub(super) fn outcome(result: Result<Revision, guard::Error>) -> Result<Outcome, Problem> {
     match result {
         Ok(revision) => Ok(Outcome::Done(revision)),
         Err(guard::Error::Refused(refusals)) => {
@@ -278,6 +282,7 @@ pub(in crate::api) struct Mutation(
     RegistryMutation,
     SubscriptionMutation,
     LeaveMutation,
+    TransferMutation,
     TokenMutation,
 );
 
@@ -427,13 +432,14 @@ async fn dataset_set_mode(
         return Ok(DatasetPayload::refused(fields.errors));
     };
     let context = &shared(ctx).context;
-    if let Some(dataset) = context.registry.snapshot().datasets.get(&name) {
+    let (snapshot, by) = (context.registry.snapshot(), caller(ctx)?.actor());
+    if let Some(dataset) = snapshot.datasets.get(&name) {
         let what = format!("changing the mode of \"{name}\"");
         access::permit(caller(ctx)?, &dataset.owner, &what)?;
     }
     let governor = context.governor.clone();
     let (dataset, mode) = (name.clone(), input.mode.into());
-    let work = async move { governor.set_mode(&dataset, mode).await };
+    let work = async move { governor.set_mode(&dataset, mode, &snapshot, &by).await };
     let outcome = outcome(shared(ctx).detached("api.mutation", work).await?)?;
     Ok(DatasetPayload::new(&shared(ctx).context.registry.snapshot(), &name, outcome))
 }

@@ -12,6 +12,7 @@ use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
 use super::table::{self, UnownedTableNode};
 use super::token::TokenQuery;
+use super::transfer::TransferQuery;
 use super::violation::{self, ViolationNode};
 use crate::api::code::Code;
 use crate::api::problem::Problem;
@@ -48,7 +49,13 @@ struct WriteDecision {
 /// The root of queries: a part for each noun that has many. `atLeast` makes a read wait for the
 /// revision a mutation returned.
 #[derive(Default, MergedObject)]
-pub(in crate::api) struct Query(RegistryQuery, SubscriptionQuery, TokenQuery, HistoryQuery);
+pub(in crate::api) struct Query(
+    RegistryQuery,
+    SubscriptionQuery,
+    TransferQuery,
+    TokenQuery,
+    HistoryQuery,
+);
 
 /// The part of the root of queries that is about services, datasets and violations.
 #[derive(Default)]

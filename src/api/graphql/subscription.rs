@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use async_graphql::{Context, Json, SimpleObject};
+use async_graphql::{Context, ID, Json, SimpleObject};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::broadcast::error::RecvError;
@@ -47,6 +47,45 @@ impl ChangeNode {
     }
 }
 
+/// A new owner or mode of a dataset.
+#[derive(SimpleObject)]
+#[graphql(name = "OwnershipChange")]
+pub(super) struct OwnershipChangeNode {
+    /// Where it stands: changes before it are the old owner's, changes after it the new one's. Give
+    /// it as `after` to go on from here.
+    position: String,
+    /// The dataset's name.
+    dataset: String,
+    /// The owner before.
+    from: Option<String>,
+    /// The owner from here on.
+    to: String,
+    /// The mode from here on, in lower case.
+    mode: String,
+    /// The transfer that this completes.
+    transfer: Option<ID>,
+    /// The whole event, as the feed sends it.
+    event: Json<serde_json::Value>,
+}
+
+impl OwnershipChangeNode {
+    fn new(position: Position, event: &Bytes) -> Result<Self, Problem> {
+        let event: serde_json::Value = serde_json::from_slice(event)
+            .map_err(|error| Problem::internal(format!("event at {position}: {error}")))?;
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let ownership = &event["ownership"];
+        Ok(Self {
+            position: position.to_string(),
+            dataset: text(&event["dataset"]).unwrap_or_default(),
+            from: text(&ownership["from"]),
+            to: text(&ownership["to"]).unwrap_or_default(),
+            mode: text(&ownership["mode"]).unwrap_or_default(),
+            transfer: text(&ownership["transfer"]).map(ID),
+            event: Json(event),
+        })
+    }
+}
+
 /// The root of subscriptions, over graphql-transport-ws.
 pub(in crate::api) struct Subscription;
 
@@ -83,6 +122,40 @@ impl Subscription {
                 let changes: Vec<_> = delivery
                     .iter()
                     .map(|(position, op, event)| ChangeNode::new(position, op, &event))
+                    .collect();
+                stream::iter(changes)
+            })
+            .try_flatten())
+    }
+
+    /// New owners and modes of datasets of one source, in commit order with their changes, after `now`
+    /// (default), `earliest` or a position.
+    async fn ownership_changes(
+        &self,
+        ctx: &Context<'_>,
+        datasets: Vec<String>,
+        after: Option<String>,
+    ) -> Result<impl Stream<Item = Result<OwnershipChangeNode, Problem>> + use<>, Problem> {
+        let datasets = datasets.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        let after = parse_after(after.as_deref())?;
+        // Of changes the fewest there are; what concerns the dataset itself comes in any case.
+        let request = feed::Request {
+            datasets,
+            after,
+            ops: Some(vec![Op::Truncate]),
+            shape: feed::Shape::default(),
+        };
+        let cursor = shared(ctx).context.feed.open(request).await?;
+        let deliveries = stream::try_unfold(cursor, |mut cursor| async move {
+            let delivery = cursor.next().await.map_err(Problem::from)?;
+            Ok::<_, Problem>(Some((delivery, cursor)))
+        });
+        Ok(deliveries
+            .map_ok(|delivery| {
+                let changes: Vec<_> = delivery
+                    .iter()
+                    .filter(|(_, op, _)| *op == Op::Ownership)
+                    .map(|(position, _, event)| OwnershipChangeNode::new(position, &event))
                     .collect();
                 stream::iter(changes)
             })

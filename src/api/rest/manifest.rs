@@ -12,7 +12,7 @@ use crate::api::problem::Problem;
 use crate::api::server::Shared;
 use crate::guard::Refusal;
 use crate::registry::manifest::{self, Manifest};
-use crate::registry::{Mutation, Snapshot};
+use crate::registry::{Decided, Mutation, Snapshot};
 use crate::vocab::SourceName;
 
 /// The media type of YAML (RFC 9512) and the names it had before.
@@ -155,8 +155,10 @@ pub(in crate::api) async fn apply(
     } else {
         let governor = shared.context.governor.clone();
         let mutations = plan.mutations;
+        let decided = Decided::on(&snapshot, &mutations, caller.actor());
+        let work = async move { governor.apply_decided(&mutations, &decided).await };
         shared
-            .detached("api.apply", async move { governor.apply(&mutations).await })
+            .detached("api.apply", work)
             .await?
             .map_err(|error| located(error, &manifest, &file))?
     };

@@ -72,7 +72,11 @@ impl<'a> Details<'a> {
 impl Assembler {
     /// The dataset that a message of the guard names. `Err` asks for the registry's latest state:
     /// another instance may have registered it a moment ago.
-    fn named(&mut self, received: Received, name: &str) -> Result<Option<Arc<Dataset>>, Output> {
+    pub(super) fn named(
+        &mut self,
+        received: Received,
+        name: &str,
+    ) -> Result<Option<Arc<Dataset>>, Output> {
         let found = name.parse::<DatasetName>().ok();
         let found = found.and_then(|name| self.registry.dataset(&name).cloned());
         if found.is_none() && self.asked_at != Some(received.wal) {
@@ -337,9 +341,11 @@ impl Assembler {
         }
         let database = Database { source: &self.origin.source, database: &self.origin.database };
         let number = version.map(|version| version.number);
+        let standing = self.standings.get(&dataset.id);
         if let Some(described) = self.tables.get(&oid) {
             let table = &described.table;
-            let prepared = PreparedRelation::new(table, &database, &dataset, &types, number);
+            let prepared =
+                PreparedRelation::new(table, &database, (&dataset, standing), &types, number);
             self.set_resolution(oid, Resolution::Governed(prepared));
         }
         Ok(position)

@@ -19,10 +19,12 @@
 //!
 //! A change without a message of the guard was written by the dataset's owner: in enforce mode
 //! nobody else could. A message names the writer of the changes of its dataset that follow in the
-//! transaction, until the next one.
+//! transaction, until the next one. Who the owner is, the stream itself says: from one message of
+//! ownership to the next, whatever the registry says by then.
 
 mod error;
 mod evolve;
+mod ownership;
 
 pub use error::AssembleError;
 
@@ -33,7 +35,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::attribute::{
-    self, GuardMessage, HeartbeatMessage, Reason, Standing, ViolationMessage, WriterMessage,
+    self, GuardMessage, HeartbeatMessage, Reason, ViolationMessage, WriterMessage,
 };
 use super::catalog::Types;
 use super::decode::{Message, Old, PgTime, Relation, Truncate, Tuple};
@@ -42,7 +44,9 @@ use super::mark::Marks;
 use super::relation::{PreparedRelation, Table, is_verified};
 use super::timeline::Timeline;
 use crate::log::{BatchBuilder, KeyColumns};
-use crate::registry::{KnownTables, NewEvolution, NewViolation, Snapshot, TableName};
+use crate::registry::{
+    KnownTables, NewEvolution, NewViolation, Snapshot, Standing, Switch, TableName,
+};
 use crate::vocab::{
     DatasetId, DatasetName, Epoch, Lsn, Op, Position, RoleName, ServiceName, SourceId, SourceName,
     Writer,
@@ -132,6 +136,8 @@ pub enum Output {
     /// The guard of a dataset is off, or stands again. Record it and hand the registry's state to
     /// [`Assembler::registry_changed`] before the next message.
     Guard(GuardNotice),
+    /// A dataset's owner or mode begins here, or is said again.
+    Switched(Box<Switch>),
     /// A transaction has ended.
     Committed {
         /// What may be confirmed once all changes pushed so far are durable.
@@ -223,6 +229,8 @@ pub struct Assembler {
     timeline: Timeline,
     /// To be recorded, since the last message.
     news: Vec<NewEvolution>,
+    /// Whose each dataset is at this place of the stream, where that is known.
+    standings: HashMap<DatasetId, Standing>,
     /// Where the registry's latest state was asked for.
     asked_at: Option<Lsn>,
     transaction: Transaction,
@@ -250,11 +258,18 @@ impl Assembler {
             tables: HashMap::new(),
             timeline: Timeline::new(known),
             news: Vec::new(),
+            standings: HashMap::new(),
             asked_at: None,
             transaction: Transaction::default(),
             let_through: VecDeque::new(),
             marks: Marks::default(),
         }
+    }
+
+    /// The same, knowing whose each dataset is after what was seen. For others the registry is asked.
+    pub fn with_standings(mut self, standings: HashMap<DatasetId, Standing>) -> Self {
+        self.standings = standings;
+        self
     }
 
     /// Whether a transaction is open: then nothing beyond what was confirmed may be.
@@ -340,9 +355,7 @@ impl Assembler {
                 match prefix {
                     attribute::WRITER => self.mark_writer(content),
                     attribute::SCHEMA => return self.evolve(received, content, sink),
-                    attribute::OWNERSHIP => {
-                        self.next_position()?;
-                    }
+                    attribute::OWNERSHIP => return self.switch(received, content, sink),
                     attribute::GUARD => {
                         return Ok(self.guard(content).map_or(Output::Nothing, Output::Guard));
                     }
@@ -458,12 +471,14 @@ impl Assembler {
             return ignore("unknown dataset");
         };
         let service = self.service(&message.role, message.service.as_deref());
+        let standing = self.standings.get(&dataset.id);
+        let owner = || standing.map_or(&dataset.owner, |standing| &standing.owner).clone();
+        let (told, commit) = (standing.is_some(), self.transaction.commit);
         let writer = Writer {
             // Whoever is let through as the owner is the owner, registered or not.
-            service: service
-                .or_else(|| (message.reason == Reason::Trace).then(|| dataset.owner.clone())),
+            service: service.or_else(|| (message.reason == Reason::Trace).then(owner)),
             role: Some(message.role),
-            verified: is_verified(dataset, self.origin.epoch, self.transaction.commit),
+            verified: is_verified(dataset, told, self.origin.epoch, commit),
         };
         let trace = attribute::trace(message.traceparent.as_deref());
         self.transaction.marked.insert(dataset.id, writer_part(&writer, trace.as_ref()));
@@ -484,7 +499,7 @@ impl Assembler {
             dataset: dataset.id,
             epoch: self.origin.epoch,
             commit: self.transaction.commit,
-            stands: message.state == Standing::On,
+            stands: message.state == attribute::Stands::On,
             since: message.since.and_then(|lsn| lsn.parse().ok()),
         })
     }

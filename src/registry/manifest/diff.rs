@@ -55,6 +55,8 @@ fn fields(mutation: &Mutation) -> Vec<(String, String)> {
         fields.extend(value.map(|value| (name.to_owned(), value)));
     };
     match mutation {
+        // No manifest says this.
+        Mutation::OwnershipTransfer { .. } => {}
         Mutation::SourcePut { url, .. } => field("url", Some(url.clone())),
         Mutation::ServicePut { team, contact, roles, .. } => {
             field("team", quoted(team.as_deref()));

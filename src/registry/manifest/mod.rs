@@ -148,6 +148,8 @@ impl Lines {
 /// The kind and name of what a mutation declares.
 fn identity(mutation: &Mutation) -> (&'static str, &str) {
     match mutation {
+        // No manifest says this.
+        Mutation::OwnershipTransfer { .. } => ("transfer", ""),
         Mutation::SourcePut { name, .. } => ("source", name.as_str()),
         Mutation::ServicePut { name, .. } => ("service", name.as_str()),
         Mutation::DatasetPut { name, .. } => ("dataset", name.as_str()),

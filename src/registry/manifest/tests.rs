@@ -44,6 +44,7 @@ fn applied(mutations: &[Mutation]) -> Snapshot {
     for mutation in mutations.iter().cloned() {
         let created_at = DateTime::UNIX_EPOCH;
         match mutation {
+            Mutation::OwnershipTransfer { .. } => unreachable!("no manifest says this"),
             Mutation::SourcePut { name, url } => {
                 sources.push(Source {
                     id: SourceId(1),

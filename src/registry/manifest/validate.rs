@@ -23,7 +23,7 @@ pub(super) fn validate(manifest: &Manifest, snapshot: &Snapshot) -> Vec<Finding>
             }
         };
         match mutation {
-            Mutation::SourcePut { .. } => {}
+            Mutation::SourcePut { .. } | Mutation::OwnershipTransfer { .. } => {}
             Mutation::ServicePut { roles, .. } => {
                 for source in roles.keys() {
                     let field = ["roles", source.as_str()];

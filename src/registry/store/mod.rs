@@ -7,6 +7,7 @@ mod leave;
 mod read;
 mod slot;
 mod token;
+mod transfer;
 mod violation;
 mod write;
 
@@ -19,6 +20,9 @@ pub(super) use leave::{dataset_release, source_leave, source_left};
 pub(super) use read::{owner_at, ownership_history, revision, snapshot};
 pub(super) use slot::{epoch_begin, slot_confirm, slot_record, slot_record_put};
 pub(super) use token::{find as token, token_create, token_revoke, token_uses, tokens};
+pub(super) use transfer::{
+    switches, switches_record, transfer, transfer_end, transfer_propose, transfers,
+};
 pub(super) use violation::{violations, violations_record};
 pub(super) use write::{apply, guard_state, subscription_delete};
 

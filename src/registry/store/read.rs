@@ -9,12 +9,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::{evolve, token, unreadable};
+use super::{evolve, token, transfer, unreadable};
 use crate::registry::schema::{
     datasets, ownership_periods, registry_state, service_roles, services, sources, subscriptions,
 };
 use crate::registry::{
-    Dataset, GuardState, OwnershipPeriod, Revision, Service, Snapshot, Source, Subscription,
+    Dataset, GuardState, OwnershipPeriod, Revision, Service, Snapshot, Source, Subscription, Tenure,
 };
 use crate::vocab::{DatasetId, DatasetName, Epoch, RoleName, ServiceName, SourceId, SourceName};
 
@@ -37,6 +37,9 @@ pub(in crate::registry) async fn snapshot(
     let grants = token::grants(connection).await?;
     let aliases = evolve::aliases(connection).await?;
     let snapshot = Snapshot::new(revision, services, sources, datasets, subscriptions);
+    let tenures = load_tenures(connection).await?;
+    let transfers = transfer::proposed(connection).await?;
+    let snapshot = snapshot.with_tenures(tenures, transfers);
     Ok(snapshot.with_grants(grants).with_aliases(aliases))
 }
 
@@ -147,6 +150,27 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
     rows.into_iter().map(read).collect()
 }
 
+/// Why the present owners are owners.
+async fn load_tenures(
+    connection: &mut AsyncPgConnection,
+) -> QueryResult<HashMap<DatasetId, Tenure>> {
+    type Row = (i32, Option<String>, Option<String>, Option<i64>);
+    let rows: Vec<Row> = ownership_periods::table
+        .filter(ownership_periods::present)
+        .select((
+            ownership_periods::dataset_id,
+            ownership_periods::reason,
+            ownership_periods::actor,
+            ownership_periods::transfer_id,
+        ))
+        .load(connection)
+        .await?;
+    let read = |(dataset, reason, actor, transfer): Row| {
+        (DatasetId(dataset), Tenure { reason, actor, transfer })
+    };
+    Ok(rows.into_iter().map(read).collect())
+}
+
 async fn load_subscriptions(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Subscription>> {
     let rows: Vec<(String, String, Vec<String>, serde_json::Value)> = subscriptions::table
         .inner_join(services::table)
@@ -171,14 +195,21 @@ pub(in crate::registry) async fn ownership_history(
     dataset: DatasetId,
 ) -> QueryResult<Vec<OwnershipPeriod>> {
     type Range = (Bound<DateTime<Utc>>, Bound<DateTime<Utc>>);
-    let rows: Vec<(String, Range)> = ownership_periods::table
+    type Row = (String, Range, Option<String>, Option<String>, Option<i64>);
+    let rows: Vec<Row> = ownership_periods::table
         .inner_join(services::table)
         .filter(ownership_periods::dataset_id.eq(dataset.0))
         .order(ownership_periods::during)
-        .select((services::name, ownership_periods::during))
+        .select((
+            services::name,
+            ownership_periods::during,
+            ownership_periods::reason,
+            ownership_periods::actor,
+            ownership_periods::transfer_id,
+        ))
         .load(connection)
         .await?;
-    let read = |(service, (from, to)): (String, Range)| {
+    let read = |(service, (from, to), reason, actor, transfer): Row| {
         let (Bound::Included(from) | Bound::Excluded(from)) = from else {
             return Err(unreadable(std::io::Error::other("an ownership period has no beginning")));
         };
@@ -186,7 +217,8 @@ pub(in crate::registry) async fn ownership_history(
             Bound::Included(to) | Bound::Excluded(to) => Some(to),
             Bound::Unbounded => None,
         };
-        Ok(OwnershipPeriod { service: service.parse().map_err(unreadable)?, from, to })
+        let tenure = Tenure { reason, actor, transfer };
+        Ok(OwnershipPeriod { service: service.parse().map_err(unreadable)?, from, to, tenure })
     };
     rows.into_iter().map(read).collect()
 }

@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
-use diesel::sql_types::{Integer, Text, Timestamptz};
+use diesel::sql_types::{BigInt, Integer, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 
-use super::read;
+use super::{read, transfer};
 use crate::registry::follow::CHANNEL;
 use crate::registry::schema::{
     datasets, registry_state, service_roles, services, sources, subscriptions,
 };
-use crate::registry::{Error, GuardState, Mutation, Snapshot, Subscription};
+use crate::registry::{Decided, Error, GuardState, Mutation, Snapshot, Subscription};
 use crate::vocab::{DatasetId, DatasetName, RoleName, ServiceName, SourceName};
 
 const PENDING: &str = "pending";
@@ -58,6 +58,7 @@ impl Known {
 pub(in crate::registry) async fn apply(
     connection: &mut AsyncPgConnection,
     mutations: &[Mutation],
+    decided: &Decided,
 ) -> Result<Snapshot, Error> {
     connection
         .transaction(async |connection| {
@@ -68,13 +69,20 @@ pub(in crate::registry) async fn apply(
                     Mutation::ServicePut { name, team, contact, .. } => {
                         put_service(connection, name, team.as_deref(), contact.as_deref()).await?;
                     }
-                    Mutation::DatasetPut { .. } | Mutation::SubscriptionPut(_) => {}
+                    Mutation::DatasetPut { .. }
+                    | Mutation::OwnershipTransfer { .. }
+                    | Mutation::SubscriptionPut(_) => {}
                 }
             }
             let known = Known::load(connection).await?;
             put_roles(connection, mutations, &known).await?;
             for mutation in mutations {
-                put_dataset(connection, mutation, &known).await?;
+                put_dataset(connection, mutation, &known, decided).await?;
+            }
+            for mutation in mutations {
+                if let Mutation::OwnershipTransfer { transfer, by } = mutation {
+                    transfer::complete(connection, *transfer, by).await?;
+                }
             }
             for mutation in mutations {
                 if let Mutation::SubscriptionPut(subscription) = mutation {
@@ -273,6 +281,7 @@ async fn put_dataset(
     connection: &mut AsyncPgConnection,
     mutation: &Mutation,
     known: &Known,
+    decided: &Decided,
 ) -> Result<(), Error> {
     let Mutation::DatasetPut { name, owner, mode, description, tags, columns, derived_from } =
         mutation
@@ -327,13 +336,23 @@ async fn put_dataset(
             .returning((datasets::id, datasets::created_at))
             .get_result(connection)
             .await?;
-        return Ok(begin_period(connection, id, owner_id, now).await?);
+        let beginning = Beginning { reason: "registered", actor: &decided.by, transfer: None };
+        return Ok(begin_period(connection, id, owner_id, now, &beginning).await?);
     };
+    if let Some(owners) = &decided.owners
+        && !released
+        && owners.get(name).and_then(|owner| known.services.get(owner.as_str()))
+            != Some(&owner_before)
+    {
+        let message = format!("dataset \"{name}\" has passed to another owner meanwhile");
+        return Err(Error::Conflict { message });
+    }
     if released {
         // It comes back: a period of its own, after those it had.
         let began: Ended =
             diesel::sql_query(BACK).bind::<Integer, _>(id).get_result(connection).await?;
-        begin_period(connection, id, owner_id, began.at).await?;
+        let beginning = Beginning { reason: "registered", actor: &decided.by, transfer: None };
+        begin_period(connection, id, owner_id, began.at, &beginning).await?;
         diesel::update(datasets::table.find(id))
             .set((
                 datasets::owned.eq(Some(true)),
@@ -345,7 +364,8 @@ async fn put_dataset(
             .await?;
     } else if owner_before != owner_id {
         let ended = end_period(connection, id).await?;
-        begin_period(connection, id, owner_id, ended).await?;
+        let beginning = Beginning { reason: "declared", actor: &decided.by, transfer: None };
+        begin_period(connection, id, owner_id, ended, &beginning).await?;
     }
     if owner_before != owner_id || mode_before != mode.as_str() {
         // The guard in the source still holds the old owner or mode.
@@ -370,6 +390,16 @@ struct Ended {
     at: DateTime<Utc>,
 }
 
+/// Why a period begins.
+pub(super) struct Beginning<'a> {
+    /// In words.
+    pub(super) reason: &'a str,
+    /// Who has it begin.
+    pub(super) actor: &'a str,
+    /// The transfer that begins it.
+    pub(super) transfer: Option<i64>,
+}
+
 /// Ends the present period now; a microsecond after its beginning if the clock went back.
 pub(super) async fn end_period(
     connection: &mut AsyncPgConnection,
@@ -383,18 +413,24 @@ pub(super) async fn end_period(
     Ok(ended.at)
 }
 
-async fn begin_period(
+/// Begins the next period.
+pub(super) async fn begin_period(
     connection: &mut AsyncPgConnection,
     dataset: i32,
     service: i32,
     from: DateTime<Utc>,
+    beginning: &Beginning<'_>,
 ) -> QueryResult<()> {
-    let sql = "INSERT INTO ownership_periods (dataset_id, service_id, during) \
-               VALUES ($1, $2, tstzrange($3, NULL))";
+    let sql = "INSERT INTO ownership_periods \
+               (dataset_id, service_id, during, reason, actor, transfer_id) \
+               VALUES ($1, $2, tstzrange($3, NULL), $4, $5, $6)";
     diesel::sql_query(sql)
         .bind::<Integer, _>(dataset)
         .bind::<Integer, _>(service)
         .bind::<Timestamptz, _>(from)
+        .bind::<Text, _>(beginning.reason)
+        .bind::<Text, _>(beginning.actor)
+        .bind::<Nullable<BigInt>, _>(beginning.transfer)
         .execute(connection)
         .await
         .map(drop)

@@ -486,3 +486,105 @@ fn events_have_the_members_their_schema_names() {
         assert_eq!(names(&most[part]), names(&schema["properties"][part]["properties"]), "{part}");
     }
 }
+
+fn ownership_message(message: &Value) -> Vec<u8> {
+    encode::logical(true, 1, b"cadastre.ownership", message.to_string().as_bytes())
+}
+
+/// The message of a hand-over of `orders`.
+fn handed_over(before: Option<&str>, owner: &str) -> Vec<u8> {
+    ownership_message(&json!({"v": 1, "dataset": "shop.public.orders", "owner": owner,
+        "mode": "enforce", "ownerBefore": before, "modeBefore": before.map(|_| "enforce"),
+        "transfer": 12, "reason": "teams merge", "actor": "admin"}))
+}
+
+fn writers(stream: &Stream) -> Vec<Value> {
+    let events = stream.changes.events();
+    events.into_iter().map(|event| event["writer"]["service"].clone()).collect()
+}
+
+#[test]
+fn a_change_is_the_owners_of_its_place_in_the_stream() {
+    let insert = || encode::insert(ORDERS, &row("1", "open"));
+    let mut stream = Stream::new(Position::MIN);
+    // The registry knows the new owner before the stream comes to the hand-over.
+    let standing = Standing { owner: "billing".parse().unwrap(), mode: Mode::Enforce };
+    stream.assembler = stream.assembler.with_standings([(DatasetId(5), standing)].into());
+    assert_eq!(stream.feed(&encode::begin(COMMIT, COMMITTED, 741)), Output::Nothing);
+    assert_eq!(stream.feed(&insert()), Output::Nothing);
+    let Output::Switched(switch) = stream.feed(&handed_over(Some("billing"), "orders")) else {
+        panic!("a switch");
+    };
+    assert_eq!(switch.position.to_string(), "01-00000000016CA548-00000002");
+    assert_eq!((switch.after.owner.as_str(), switch.transfer), ("orders", Some(12)));
+    assert_eq!(stream.feed(&insert()), Output::Nothing);
+    assert_eq!(writers(&stream), [json!("billing"), Value::Null, json!("orders")]);
+    assert_eq!(stream.changes.ordinals(), [1, 2, 3]);
+    let events = stream.changes.events();
+    assert!(events.iter().all(|event| event["writer"]["verified"] != json!(false)), "{events:?}");
+    let described: Value = serde_json::from_str(crate::capture::OWNERSHIP_SCHEMA).unwrap();
+    let covers = |schema: &Value, event: &Value| {
+        let required = schema["required"].as_array().unwrap();
+        let keys: Vec<_> = event.as_object().unwrap().keys().map(|key| json!(key)).collect();
+        assert_eq!(required.len(), keys.len(), "{event}");
+        assert!(keys.iter().all(|key| required.contains(key)), "{event}");
+    };
+    covers(&described, &events[1]);
+    covers(&described["properties"]["source"], &events[1]["source"]);
+    covers(&described["properties"]["ownership"], &events[1]["ownership"]);
+    assert_eq!(
+        events[1],
+        json!({"event": "ownership",
+            "source": {"connector": "cadastre", "name": "shop", "db": "shopdb", "lsn": COMMIT,
+                "ts_ms": 1_780_000_000_000_i64},
+            "ts_ms": 1_780_000_000_004_i64, "dataset": "shop.public.orders",
+            "position": "01-00000000016CA548-00000002",
+            "ownership": {"from": "billing", "to": "orders", "modeBefore": "enforce",
+                "mode": "enforce", "transfer": "12", "reason": "teams merge", "actor": "admin"}})
+    );
+}
+
+#[test]
+fn a_guard_that_is_mended_or_new_is_noted_and_not_told() {
+    let mut stream = Stream::new(Position::MIN);
+    for before in [None, Some("orders")] {
+        assert_eq!(stream.feed(&encode::begin(COMMIT, COMMITTED, 741)), Output::Nothing);
+        let Output::Switched(switch) = stream.feed(&handed_over(before, "orders")) else {
+            panic!("a switch");
+        };
+        assert_eq!(switch.before.is_some(), before.is_some());
+        let committed = stream.feed(&encode::commit(COMMIT, COMMIT + 8, COMMITTED));
+        assert_eq!(committed, Output::Committed { end: Lsn::new(COMMIT + 8), pushed: 0 });
+    }
+    assert!(stream.changes.0.is_empty());
+}
+
+#[test]
+fn a_hand_over_that_was_seen_before_changes_nothing_when_it_comes_again() {
+    let seen = Position::new(Epoch::FIRST, Lsn::new(COMMIT), 2);
+    let standing = Standing { owner: "billing".parse().unwrap(), mode: Mode::Enforce };
+    let mut stream = Stream::new(seen);
+    stream.assembler = stream.assembler.with_standings([(DatasetId(5), standing)].into());
+    let pushed = stream.transaction(&[
+        encode::insert(ORDERS, &row("1", "open")),
+        handed_over(Some("billing"), "orders"),
+        encode::insert(ORDERS, &row("2", "open")),
+    ]);
+    assert_eq!((pushed, writers(&stream)), (1, vec![json!("billing")]));
+}
+
+#[test]
+fn a_guard_that_the_stream_has_told_of_stands_until_the_stream_says_otherwise() {
+    let insert = || encode::insert(ORDERS, &row("1", "open"));
+    let mut stream = Stream::new(Position::MIN);
+    stream.assembler.registry_changed(registry(GuardState::Pending));
+    stream.transaction(&[insert()]);
+    assert_eq!(stream.feed(&encode::begin(COMMIT, COMMITTED, 741)), Output::Nothing);
+    assert!(matches!(stream.feed(&handed_over(Some("x"), "orders")), Output::Switched(_)));
+    let committed = stream.feed(&encode::commit(COMMIT, COMMIT + 8, COMMITTED));
+    assert!(matches!(committed, Output::Committed { .. }));
+    stream.transaction(&[insert()]);
+    let verified: Vec<_> =
+        stream.changes.events().iter().map(|event| event["writer"]["verified"].clone()).collect();
+    assert_eq!(verified, [json!(false), Value::Null, json!(true)]);
+}
