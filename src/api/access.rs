@@ -60,6 +60,8 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     // A plan that names sources has the server connect to them: its handler asks for an admin then.
     ("POST", "/v1/manifest/plan", Needs::Token),
     ("POST", "/v1/manifest/apply", Needs::Owner),
+    ("POST", "/v1/sources/{name}/adopt", Needs::Admin),
+    ("GET", "/v1/sources/{name}/adoption", Needs::Token),
     ("GET", "/v1/sources/{name}/doctor", Needs::Token),
     ("GET", "/v1/sources/{name}/proof", Needs::Token),
     // What an operation needs is settled by its fields.
@@ -82,6 +84,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "subscription", Needs::Token),
     ("Query", "subscriptions", Needs::Token),
     ("Query", "deadLetters", Needs::Token),
+    ("Query", "findings", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
     ("Query", "transfers", Needs::Token),

@@ -197,6 +197,8 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/v1/manifest", "GET", [web::get().to(rest::export)]))
         .service(resource("/v1/manifest/plan", "POST", [web::post().to(rest::plan)]))
         .service(resource("/v1/manifest/apply", "POST", [web::post().to(rest::apply)]))
+        .service(resource("/v1/sources/{name}/adopt", "POST", [web::post().to(rest::adopt)]))
+        .service(resource("/v1/sources/{name}/adoption", "GET", [web::get().to(rest::adoption)]))
         .service(resource("/v1/sources/{name}/doctor", "GET", [web::get().to(rest::doctor)]))
         .service(resource("/v1/sources/{name}/proof", "GET", [web::get().to(rest::proof)]))
         .service(resource(

@@ -244,6 +244,16 @@ impl Client {
         self.json(request).await
     }
 
+    /// The same for what changes guards, and may wait for locks.
+    pub(crate) async fn post_patiently<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &serde_json::Value,
+    ) -> Result<T, Error> {
+        let request = self.request(Method::POST, self.url(path)?).timeout(APPLY).json(body);
+        self.json(request).await
+    }
+
     /// POST of a manifest named `file` to `/v1/manifest/ACTION`.
     pub(crate) async fn manifest<T: DeserializeOwned>(
         &self,

@@ -12,7 +12,9 @@ mod lines;
 mod output;
 mod signal;
 
+mod adopt;
 mod apply;
+mod audit;
 mod check;
 mod demo;
 mod doctor;
@@ -58,6 +60,8 @@ enum Command {
     Owner(owner::Owner),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    Adopt(adopt::Adopt),
+    Audit(audit::Audit),
     Uninstall(uninstall::Uninstall),
     Token(token::TokenCommand),
     Subscription(subscription::Subscription),
@@ -107,6 +111,8 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Owner(command) => owner::run(command).await,
             Command::Check(command) => check::run(command).await,
             Command::Doctor(command) => doctor::run(command).await,
+            Command::Adopt(command) => adopt::run(command).await,
+            Command::Audit(command) => audit::run(command).await,
             Command::Uninstall(command) => uninstall::run(command).await,
             Command::Token(command) => token::run(command).await,
             Command::Subscription(command) => subscription::run(command).await,

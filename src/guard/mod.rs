@@ -22,6 +22,8 @@
 //!
 //! Not here: reading what the guard reports (capture does, from the WAL), rows (never looked at).
 
+mod adopt;
+mod audit;
 mod desired;
 mod doctor;
 mod drift;
@@ -36,6 +38,7 @@ mod preflight;
 mod reconcile;
 mod uninstall;
 
+pub use adopt::{AdoptedTable, Adoption, SeenWriter};
 pub use doctor::Need;
 pub use drift::kind::ALL as DRIFT_KINDS;
 pub use error::{Error, Refusal};

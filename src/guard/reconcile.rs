@@ -24,7 +24,7 @@ use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
 use super::locate::Located;
 use super::uninstall::{self, Progress};
-use super::{Error, fingerprint, preflight};
+use super::{Error, audit, fingerprint, preflight};
 use crate::pg::{self, Connection, ensure_publication, quote_ident};
 use crate::registry::{Baseline, Finding, GuardState, NewFinding, Source};
 use crate::telemetry::ErrorChain;
@@ -110,6 +110,8 @@ impl Governor {
         let fail = |cause| failed(name, cause);
         let baseline = self.registry.baseline(source.id).await?;
         let look = drift::look(&client, name, wanted, baseline.as_ref()).await.map_err(fail)?;
+        let writers = self.registry.writers(source.id).await?;
+        let facts = audit::look(&client, name, wanted, &writers).await.map_err(fail)?;
         let open = self.open_gaps(name);
         let untold: BTreeSet<DatasetName> =
             look.unguarded(wanted).into_iter().filter(|it| !open.contains(it)).collect();
@@ -119,7 +121,7 @@ impl Governor {
             let since = baseline.as_ref().and_then(|baseline| baseline.sound);
             self.tell_off(&client, &untold, since).await.map_err(fail)?;
         }
-        self.record(&source, &look).await?;
+        self.record(&source, &look, &facts).await?;
         let gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
         let pending = self.pending(name);
         if !look.repairable() && pending.is_empty() && gaps.is_empty() {
@@ -154,7 +156,7 @@ impl Governor {
         }
         let baseline = self.registry.baseline(source.id).await?;
         let look = drift::look(&client, name, wanted, baseline.as_ref()).await.map_err(fail)?;
-        self.record(&source, &look).await?;
+        self.record(&source, &look, &facts).await?;
         if done && !pending.is_empty() {
             self.installed(&BTreeSet::from([name.clone()])).await?;
         }
@@ -201,9 +203,14 @@ impl Governor {
     }
 
     /// Records what a look found, and says once what is new and what is gone.
-    async fn record(&self, source: &Source, look: &Look) -> Result<(), Error> {
-        let found: Vec<NewFinding> =
-            look.drifts.iter().map(|drift| drift.finding.clone()).collect();
+    async fn record(
+        &self,
+        source: &Source,
+        look: &Look,
+        facts: &[NewFinding],
+    ) -> Result<(), Error> {
+        let drifts = look.drifts.iter().map(|drift| drift.finding.clone());
+        let found: Vec<NewFinding> = drifts.chain(facts.iter().cloned()).collect();
         let changed = self.registry.findings_record(source.id, &found).await?;
         for kind in drift::kind::ALL {
             let count = found.iter().filter(|finding| finding.kind == kind).count();
@@ -211,14 +218,15 @@ impl Governor {
             gauge!("cadastre_guard_drift_findings", &labels).set(count as f64);
         }
         let dataset = |finding: &Finding| finding.dataset.clone().unwrap_or_default();
-        for finding in &changed.opened {
+        let is_drift = |finding: &&Finding| drift::kind::ALL.contains(&finding.kind.as_str());
+        for finding in changed.opened.iter().filter(is_drift) {
             tracing::warn!(
                 source = %finding.source, dataset = dataset(finding), kind = finding.kind,
                 object = finding.object, found = finding.found, expected = finding.expected,
                 "drift"
             );
         }
-        for finding in &changed.closed {
+        for finding in changed.closed.iter().filter(is_drift) {
             tracing::info!(
                 source = %finding.source, dataset = dataset(finding), kind = finding.kind,
                 object = finding.object, "drift is mended"

@@ -41,6 +41,7 @@ mod store;
 mod subscription;
 mod token;
 mod transfer;
+mod writer;
 
 pub use error::Error;
 pub use evolve::*;
@@ -63,3 +64,4 @@ pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenId
 pub use transfer::{
     Ending, NewTransfer, Standing, Switch, Tenure, Transfer, TransferFilter, TransferState,
 };
+pub use writer::{TableWriter, UNOWNED};

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{Error, Mutation, Snapshot, SubscriptionSpec};
+use super::{Error, Mutation, Snapshot, SubscriptionSpec, UNOWNED};
 use crate::pg::Target;
-use crate::vocab::{DatasetName, ServiceName, limits};
+use crate::vocab::{DatasetName, Mode, ServiceName, limits};
 
 /// By whom a list of mutations was decided, and on what.
 #[derive(Debug, Clone)]
@@ -42,11 +42,25 @@ pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
                 Target::check_template(url)
                     .map_err(|error| Error::Invalid { field: "url", message: error.to_string() })?;
             }
-            Mutation::ServicePut { team, contact, .. } => {
+            Mutation::ServicePut { name, team, contact, roles } => {
+                if name.as_str() == UNOWNED && roles.values().any(|roles| !roles.is_empty()) {
+                    let message =
+                        format!("service \"{UNOWNED}\" stands for nobody: give it no roles");
+                    return Err(Error::Invalid { field: "roles", message });
+                }
                 text("team", team.as_deref().unwrap_or_default())?;
                 text("contact", contact.as_deref().unwrap_or_default())?;
             }
-            Mutation::DatasetPut { description, tags, columns, derived_from, .. } => {
+            Mutation::DatasetPut {
+                owner, mode, description, tags, columns, derived_from, ..
+            } => {
+                if owner.as_str() == UNOWNED && *mode != Mode::Observe {
+                    let message = format!(
+                        "service \"{UNOWNED}\" stands for nobody, so that nobody could write: \
+                         expected mode observe, or another owner"
+                    );
+                    return Err(Error::Invalid { field: "mode", message });
+                }
                 text("description", description.as_deref().unwrap_or_default())?;
                 tags.iter().try_for_each(|tag| text("tags", tag))?;
                 derived_from.iter().try_for_each(|name| text("derivedFrom", name))?;

@@ -1,6 +1,6 @@
 //! Answers from memory. Everything here is pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::token::{self, Grant, TokenId};
 use super::transfer::{Tenure, Transfer};
 use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
-use crate::vocab::{DatasetId, DatasetName, Mode, ServiceName};
+use crate::vocab::{DatasetId, DatasetName, Mode, RoleName, ServiceName, SourceName};
 
 /// Whether a service may write a dataset, and by whose leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +118,39 @@ impl Snapshot {
             mode: dataset.mode,
             revision: self.revision,
         })
+    }
+
+    /// The same with these owners, and with these roles in `source` for services that may be new.
+    pub fn proposing(
+        &self,
+        source: &SourceName,
+        owners: &BTreeMap<DatasetName, ServiceName>,
+        roles: &BTreeMap<ServiceName, BTreeSet<RoleName>>,
+    ) -> Self {
+        let mut services: BTreeMap<ServiceName, Service> =
+            self.services.values().map(|it| (it.name.clone(), Service::clone(it))).collect();
+        for (name, roles) in roles {
+            let service = services.entry(name.clone()).or_insert_with(|| Service {
+                id: 0,
+                name: name.clone(),
+                team: None,
+                contact: None,
+                roles: BTreeMap::new(),
+                created_at: DateTime::UNIX_EPOCH,
+            });
+            service.roles.entry(source.clone()).or_default().extend(roles.iter().cloned());
+        }
+        let with_owner = |dataset: &Arc<Dataset>| {
+            let owner = owners.get(&dataset.name).unwrap_or(&dataset.owner).clone();
+            Dataset { owner, ..Dataset::clone(dataset) }
+        };
+        Self::new(
+            self.revision,
+            services.into_values().collect(),
+            self.sources.values().map(|it| Source::clone(it)).collect(),
+            self.datasets.values().map(with_owner).collect(),
+            self.subscriptions.values().map(|it| Subscription::clone(it)).collect(),
+        )
     }
 
     /// What `service` owns, by name.

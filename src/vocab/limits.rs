@@ -121,3 +121,6 @@ pub const PREDICATE_BYTES_MAX: usize = 4_096;
 
 /// Deepest nesting of one.
 pub const PREDICATE_DEPTH_MAX: usize = 32;
+
+/// Most tables without an owner that are recorded as findings of a source: more are one problem.
+pub const UNOWNED_FINDINGS_MAX: usize = 1_000;

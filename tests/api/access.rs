@@ -92,6 +92,8 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
     ("POST", "/v1/manifest/plan", "/v1/manifest/plan", NEW_SOURCE, ADMIN),
     ("POST", "/v1/manifest/apply", "/v1/manifest/apply", DESCRIBED, OWNER),
     ("POST", "/v1/manifest/apply", "/v1/manifest/apply", NEW_SERVICE, ADMIN),
+    ("POST", "/v1/sources/{name}/adopt", "/v1/sources/nowhere/adopt", "{}", ADMIN),
+    ("GET", "/v1/sources/{name}/adoption", "/v1/sources/nowhere/adoption", "", TOKEN),
     ("GET", "/v1/sources/{name}/doctor", "/v1/sources/shop/doctor", "", TOKEN),
     ("GET", "/v1/sources/{name}/proof", "/v1/sources/shop/proof", "", TOKEN),
     ("GET", "/graphql", "/graphql?query=%7B__typename%7D", "", TOKEN),
@@ -134,6 +136,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ("Query", "subscription", "subscription(name: \"mine\") { name }", TOKEN),
     ("Query", "subscriptions", "subscriptions { nodes { name } }", TOKEN),
     ("Query", "deadLetters", "deadLetters(subscription: \"mine\") { nodes { id } }", TOKEN),
+    ("Query", "findings", "findings { nodes { id } }", TOKEN),
     ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
     (
         "Query",

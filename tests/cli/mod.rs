@@ -1,5 +1,6 @@
 //! The command line, run for real: arguments in, output and exit code out.
 
+mod adopt;
 mod answers;
 mod demo;
 mod history;

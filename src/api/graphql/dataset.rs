@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
-use super::finding::{self, DriftFindingNode, UnverifiedRangeNode};
+use super::finding::{self, FindingNode, UnverifiedRangeNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{GuardState, Mode, Verdict, shared};
 use super::service::ServiceNode;
@@ -72,7 +72,7 @@ impl GuardNode {
 
     /// How it differs now from what is registered; empty when it does not.
     #[graphql(complexity = "DATABASE_COST + child_complexity")]
-    async fn drift(&self, ctx: &Context<'_>) -> Option<Result<Vec<DriftFindingNode>, Problem>> {
+    async fn drift(&self, ctx: &Context<'_>) -> Option<Result<Vec<FindingNode>, Problem>> {
         let filter = FindingFilter {
             dataset: Some(self.dataset.name.clone()),
             open: Some(true),

@@ -1,4 +1,4 @@
-//! `DriftFinding`: what stands in a source and should not, or should and does not.
+//! `Finding`: what was found in a source and is not as it should be.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use super::dataset::DatasetNode;
 use super::page::{self, Kind, Page};
 use super::scalar::shared;
+use crate::api::code::Code;
 use crate::api::problem::Problem;
 use crate::guard;
 use crate::registry::{self, Dataset, Finding, FindingFilter, Snapshot};
@@ -25,25 +26,43 @@ pub(super) enum Severity {
     Error,
 }
 
+/// Which question of an audit a finding belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(name = "Question", remote = "registry::Question")]
+pub(super) enum Question {
+    /// Where does data flow?
+    DataFlow,
+    /// Who owns it?
+    Ownership,
+    /// What happens when a part fails?
+    FailureHandling,
+    /// Is anything being dropped?
+    Observability,
+}
+
 /// A finding, with the snapshot that knows its dataset.
 #[derive(Clone)]
-pub(super) struct DriftFindingNode {
+pub(super) struct FindingNode {
     /// Where the dataset is looked up.
     pub(super) snapshot: Arc<Snapshot>,
     /// The finding.
     pub(super) finding: Arc<Finding>,
 }
 
-/// A difference between what stands in a source and what the registry says, from when it was first
-/// seen until it was gone.
-#[Object(name = "DriftFinding")]
-impl DriftFindingNode {
+/// Something in a source that is not as it should be, from when it was first seen until it was gone.
+#[Object(name = "Finding")]
+impl FindingNode {
     /// Global, opaque.
     pub(super) async fn id(&self) -> ID {
         Kind::Finding.id(self.finding.id)
     }
 
-    /// What kind of difference, such as `guard_disabled`.
+    /// The question of an audit that it belongs to.
+    async fn question(&self) -> Question {
+        self.finding.question.into()
+    }
+
+    /// What kind of finding, such as `guard_disabled`.
     async fn kind(&self) -> &str {
         &self.finding.kind
     }
@@ -130,6 +149,15 @@ pub(super) fn drift_filter() -> FindingFilter {
     FindingFilter { kinds: Some(kinds), ..FindingFilter::default() }
 }
 
+/// The problem of a source that nobody registered.
+pub(super) fn known_source(snapshot: &Snapshot, filter: &FindingFilter) -> Result<(), Problem> {
+    let unknown = filter.source.as_ref().filter(|name| !snapshot.sources.contains_key(*name));
+    unknown.map_or(Ok(()), |name| {
+        let detail = format!("no source is named \"{name}\"");
+        Err(Problem::new(Code::UnknownSource, detail))
+    })
+}
+
 /// Findings that pass a filter, the latest first.
 pub(super) async fn list(
     ctx: &Context<'_>,
@@ -137,13 +165,13 @@ pub(super) async fn list(
     filter: &FindingFilter,
     first: Option<i32>,
     after: Option<String>,
-) -> Result<Page<DriftFindingNode>, Problem> {
+) -> Result<Page<FindingNode>, Problem> {
     let wanted = page::wanted::<i64>(first, after.as_deref())?;
     let asked = registry::Page { first: wanted.first + 1, after: wanted.after };
     let found = shared(ctx).context.registry.findings(filter, asked).await?;
     let nodes = found.into_iter().map(|finding| {
         let key = finding.id.to_string();
-        (key, DriftFindingNode { snapshot: Arc::clone(snapshot), finding: Arc::new(finding) })
+        (key, FindingNode { snapshot: Arc::clone(snapshot), finding: Arc::new(finding) })
     });
     Ok(page::page(&wanted, nodes))
 }
@@ -153,15 +181,15 @@ pub(super) async fn find(
     ctx: &Context<'_>,
     snapshot: &Arc<Snapshot>,
     id: i64,
-) -> Result<Option<DriftFindingNode>, Problem> {
+) -> Result<Option<FindingNode>, Problem> {
     // The latest first: the one after `id + 1` is `id` or older.
     let Some(next) = id.checked_add(1) else {
         return Ok(None);
     };
     let page = registry::Page { first: 1, after: Some(next) };
-    let found = shared(ctx).context.registry.findings(&drift_filter(), page).await?;
-    Ok(found.into_iter().find(|finding| finding.id == id).map(|finding| DriftFindingNode {
-        snapshot: Arc::clone(snapshot),
-        finding: Arc::new(finding),
-    }))
+    let found = shared(ctx).context.registry.findings(&FindingFilter::default(), page).await?;
+    Ok(found
+        .into_iter()
+        .find(|finding| finding.id == id)
+        .map(|finding| FindingNode { snapshot: Arc::clone(snapshot), finding: Arc::new(finding) }))
 }

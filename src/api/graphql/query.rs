@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 
 use super::dataset::{self, DatasetFilter, DatasetNode};
 use super::feed_subscription::SubscriptionQuery;
-use super::finding::{self, DriftFindingNode};
+use super::finding::{self, FindingNode};
 use super::history::HistoryQuery;
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
@@ -16,7 +16,7 @@ use super::transfer::TransferQuery;
 use super::violation::{self, ViolationNode};
 use crate::api::code::Code;
 use crate::api::problem::Problem;
-use crate::registry::{Revision, ViolationFilter};
+use crate::registry::{FindingFilter, Revision, ViolationFilter};
 use crate::vocab::{DatasetName, ServiceName};
 
 /// An object with a global id.
@@ -30,7 +30,7 @@ pub(super) enum Node {
     /// A violation.
     Violation(ViolationNode),
     /// A finding.
-    DriftFinding(DriftFindingNode),
+    Finding(FindingNode),
 }
 
 /// Whether a service may write a dataset.
@@ -218,6 +218,34 @@ impl RegistryQuery {
         Some(list.await)
     }
 
+    /// Everything found in the sources that is not as it should be, the latest first.
+    #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
+    #[expect(clippy::too_many_arguments, reason = "the filters are the interface")]
+    async fn findings(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Found in this source.")] source: Option<String>,
+        #[graphql(desc = "About this dataset.")] dataset: Option<String>,
+        #[graphql(desc = "Of this kind, such as several_writers.")] kind: Option<String>,
+        #[graphql(desc = "Still there (true), or no longer (false).")] open: Option<bool>,
+        #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
+        #[graphql(desc = "A cursor of this list.")] after: Option<String>,
+        at_least: Option<Revision>,
+    ) -> Option<Result<Page<FindingNode>, Problem>> {
+        let list = async {
+            let filter = FindingFilter {
+                source: source.map(|name| name.parse()).transpose()?,
+                dataset: dataset.map(|name| name.parse()).transpose()?,
+                kinds: kind.map(|kind| vec![kind]),
+                open,
+            };
+            let snapshot = snapshot(ctx, at_least).await?;
+            finding::known_source(&snapshot, &filter)?;
+            finding::list(ctx, &snapshot, &filter, first, after).await
+        };
+        Some(list.await)
+    }
+
     /// Differences between what stands in the sources and what the registry says, the latest first.
     #[graphql(complexity = "DATABASE_COST + page::cost(first, child_complexity)")]
     #[expect(clippy::too_many_arguments, reason = "the filters are the interface")]
@@ -231,7 +259,7 @@ impl RegistryQuery {
         #[graphql(desc = "1 to 100 items; 20 when not given.")] first: Option<i32>,
         #[graphql(desc = "A cursor of this list.")] after: Option<String>,
         at_least: Option<Revision>,
-    ) -> Option<Result<Page<DriftFindingNode>, Problem>> {
+    ) -> Option<Result<Page<FindingNode>, Problem>> {
         let list = async {
             let mut filter = finding::drift_filter();
             filter.source = source.map(|name| name.parse()).transpose()?;
@@ -246,12 +274,7 @@ impl RegistryQuery {
                 }
             }
             let snapshot = snapshot(ctx, at_least).await?;
-            if let Some(name) =
-                filter.source.as_ref().filter(|name| !snapshot.sources.contains_key(*name))
-            {
-                let detail = format!("no source is named \"{name}\"");
-                return Err(Problem::new(Code::UnknownSource, detail));
-            }
+            finding::known_source(&snapshot, &filter)?;
             finding::list(ctx, &snapshot, &filter, first, after).await
         };
         Some(list.await)
@@ -275,7 +298,7 @@ async fn find_node(ctx: &Context<'_>, kind: Kind, number: i64) -> Result<Option<
                 .and_then(|dataset| DatasetNode::find(&snapshot, &dataset.name))
                 .map(Node::Dataset)
         }
-        Kind::Finding => finding::find(ctx, &snapshot, number).await?.map(Node::DriftFinding),
+        Kind::Finding => finding::find(ctx, &snapshot, number).await?.map(Node::Finding),
         Kind::Violation => violation::find(ctx, &snapshot, number).await?.map(Node::Violation),
     })
 }

@@ -3,6 +3,7 @@
 //! What they answer is described twice: here by types, and in `schema/openapi.json`, which is
 //! generated from these types and from the comments on the handlers.
 
+mod adopt;
 mod check;
 mod dead_letter;
 mod doctor;
@@ -14,6 +15,7 @@ mod proof;
 mod rows;
 mod subscription;
 
+pub(super) use adopt::{adopt, adoption};
 pub(super) use check::{check_body, check_query};
 pub(super) use doctor::doctor;
 pub(super) use feed::{feed, parse_after, parse_predicate, parse_until};

@@ -54,6 +54,8 @@ pub(super) struct Problem {
         super::manifest::export,
         super::doctor::doctor,
         super::proof::proof,
+        super::adopt::adopt,
+        super::adopt::adoption,
         super::health::healthz,
         super::health::readyz,
         super::health::metrics,

@@ -10,6 +10,7 @@ mod token;
 mod transfer;
 mod violation;
 mod write;
+mod writer;
 
 pub(super) use evolve::{
     couplings, evolutions_record, known_tables, schema_history, unowned_count, unowned_tables,
@@ -25,6 +26,7 @@ pub(super) use transfer::{
 };
 pub(super) use violation::{violations, violations_record};
 pub(super) use write::{apply, guard_state, subscription_delete};
+pub(super) use writer::writers;
 
 use diesel::result::Error as DieselError;
 
