@@ -85,6 +85,8 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "subscriptions", Needs::Token),
     ("Query", "deadLetters", Needs::Token),
     ("Query", "findings", Needs::Token),
+    ("Query", "sources", Needs::Token),
+    ("Query", "source", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
     ("Query", "transfers", Needs::Token),

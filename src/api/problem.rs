@@ -249,7 +249,7 @@ impl From<guard::Error> for Problem {
             Error::Source { .. } => {
                 Self::new(Code::Unavailable, error.to_string()).caused_by(&error)
             }
-            Error::Busy { .. } => Self::new(Code::Busy, error.to_string()),
+            Error::Busy { .. } | Error::Occupied { .. } => Self::new(Code::Busy, error.to_string()),
             Error::UnknownDataset(_) => Self::new(Code::UnknownDataset, error.to_string()),
             Error::UnknownSource(_) => Self::new(Code::UnknownSource, error.to_string()),
         }

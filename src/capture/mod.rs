@@ -19,6 +19,7 @@
 //!
 //! Not here: who may write (the guard decides that, inside PostgreSQL), who reads (the feed).
 
+mod budget;
 mod confirm;
 mod heartbeat;
 mod intake;
@@ -40,6 +41,7 @@ mod mark;
 mod relation;
 mod timeline;
 
+pub use budget::{WalLevel, WalStatus};
 pub use envelope::{CHANGE_SCHEMA, OWNERSHIP_SCHEMA, SCHEMA_SCHEMA};
 pub use error::Error;
 pub use service::{Captures, SourceStatus, State};

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::{Budget, WalLevel, WalStatus};
 use super::heartbeat::{self, Pulse};
 use super::session::Session;
 use super::{Error, session};
@@ -55,6 +56,13 @@ pub struct SourceStatus {
     /// How.
     #[serde(flatten)]
     pub state: State,
+    /// What it keeps for its slot; written out only when that is much.
+    #[serde(skip_serializing_if = "is_low")]
+    pub wal: Option<WalStatus>,
+}
+
+fn is_low(wal: &Option<WalStatus>) -> bool {
+    wal.as_ref().is_none_or(|wal| wal.level == WalLevel::Low)
 }
 
 /// The captures of all sources. Cheap to clone; clones share.
@@ -78,6 +86,8 @@ pub(super) struct Shared {
     states: RwLock<BTreeMap<SourceName, State>>,
     /// The heartbeat of each source that is captured.
     pulses: RwLock<BTreeMap<SourceName, Arc<Pulse>>>,
+    /// What each source keeps for its slot.
+    wals: RwLock<BTreeMap<SourceName, WalStatus>>,
 }
 
 impl Captures {
@@ -88,8 +98,9 @@ impl Captures {
         postgres: PostgresOptions,
         options: CaptureOptions,
     ) -> Self {
-        let (states, pulses) = (RwLock::default(), RwLock::default());
-        Self { shared: Arc::new(Shared { registry, log, postgres, options, states, pulses }) }
+        let (states, pulses, wals) = Default::default();
+        let shared = Shared { registry, log, postgres, options, states, pulses, wals };
+        Self { shared: Arc::new(shared) }
     }
 
     /// How each registered source stands, by name. A source whose capture has not begun is
@@ -98,6 +109,7 @@ impl Captures {
         let now = Instant::now();
         let states = self.shared.states.read();
         let pulses = self.shared.pulses.read();
+        let wals = self.shared.wals.read();
         let snapshot = self.shared.registry.snapshot();
         let status = |source: &SourceName| {
             let state = states.get(source).cloned().unwrap_or(State::Connecting);
@@ -106,7 +118,7 @@ impl Captures {
                 State::Streaming => stall().map_or(state, |reason| State::Stalled { reason }),
                 other => other,
             };
-            SourceStatus { source: source.clone(), state }
+            SourceStatus { source: source.clone(), state, wal: wals.get(source).cloned() }
         };
         snapshot.sources.values().filter(|it| !it.leaving).map(|it| status(&it.name)).collect()
     }
@@ -134,6 +146,7 @@ impl Captures {
                 }
                 self.shared.states.write().remove(&name);
                 self.shared.pulses.write().remove(&name);
+                self.shared.wals.write().remove(&name);
             }
             for (name, source) in snapshot.sources.iter().filter(|(_, source)| !source.leaving) {
                 running.entry(name.clone()).or_insert_with(|| {
@@ -157,6 +170,15 @@ impl Captures {
 }
 
 impl Shared {
+    /// Notes what a source keeps for its slot; gives what was known before.
+    pub(super) fn set_wal(&self, source: &SourceName, wal: Option<WalStatus>) -> Option<WalStatus> {
+        let mut wals = self.wals.write();
+        match wal {
+            Some(wal) => wals.insert(source.clone(), wal),
+            None => wals.remove(source),
+        }
+    }
+
     /// Notes how a source stands, and says so once per change.
     pub(super) fn set_state(&self, source: &SourceName, state: State) {
         gauge!("cadastre_capture_streaming", "source" => source.to_string())
@@ -193,6 +215,10 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
             let (source, pulse) = (source.as_ref(), pulse.as_ref());
             heartbeat::Sender { pulse, source, postgres, options }.run(stop).await;
         }
+    });
+    tasks.spawn("capture budget", {
+        let budget = Budget { shared: Arc::clone(&shared), source: Arc::clone(&source) };
+        budget.run(stop.clone())
     });
     while !stop.is_cancelled() {
         let (pulse, tasks) = (&pulse, &tasks);

@@ -57,6 +57,15 @@ pub struct PostgresOptions {
     pub guard_patience: Duration,
 }
 
+/// What becomes of a slot whose WAL budget is nearly used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WalPolicy {
+    /// It is kept.
+    Keep,
+    /// It is dropped, and made anew.
+    DropSlot,
+}
+
 /// Capture: reading a source's slot and making its changes durable.
 #[derive(Debug, Clone, Args)]
 pub struct CaptureOptions {
@@ -92,6 +101,15 @@ pub struct CaptureOptions {
     #[arg(long, env = "CADASTRE_SPILL_MAX", default_value = "64GiB", value_parser = bytes,
           value_name = "BYTES")]
     pub spill_max: u64,
+    /// Most WAL that a source may keep for its slot. Without it only PostgreSQL's own
+    /// `max_slot_wal_keep_size` limits it, at which PostgreSQL gives the slot up.
+    #[arg(long, env = "CADASTRE_WAL_BUDGET", value_parser = bytes, value_name = "BYTES")]
+    pub wal_budget: Option<u64>,
+    /// What to do when nearly all of the WAL budget is used: keep the slot and say so, or protect
+    /// the source by dropping it, which leaves a gap in the feed.
+    #[arg(long, env = "CADASTRE_WAL_POLICY", value_enum, default_value_t = WalPolicy::Keep,
+          value_name = "POLICY")]
+    pub wal_policy: WalPolicy,
     /// How long a small chunk waits for company before it is written to the log. Subscribers do
     /// not wait for it; only the confirmation of the slot does.
     #[arg(long, env = "CADASTRE_LOG_LINGER", default_value = "20ms", value_parser = duration)]

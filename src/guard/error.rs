@@ -44,6 +44,12 @@ pub enum Error {
         /// Which source.
         source_name: SourceName,
     },
+    /// Another change of the source is under way.
+    #[error("source \"{source_name}\" is being changed by another request; try again")]
+    Occupied {
+        /// Which source.
+        source_name: SourceName,
+    },
     /// No such dataset.
     #[error("no dataset is named \"{0}\"")]
     UnknownDataset(DatasetName),
@@ -73,7 +79,7 @@ impl Error {
             Self::Refused(_) | Self::UnknownDataset(_) | Self::UnknownSource(_) => Retry::Never,
             Self::Registry(error) => error.retry(),
             Self::Source { cause, .. } => cause.retry(),
-            Self::Busy { .. } => Retry::Later,
+            Self::Busy { .. } | Self::Occupied { .. } => Retry::Later,
         }
     }
 }

@@ -1,15 +1,14 @@
 //! The one way to change what the registry declares.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::desired::{Desired, desired};
 use super::install::{self, Scripts};
+use super::turns::{Turn, Turns};
 use super::{Error, Need, Refusal, doctor, fingerprint, preflight};
 use crate::config::PostgresOptions;
 use crate::pg::{self, Connection, SlotFound, Target, ensure_publication, ensure_slot};
@@ -22,8 +21,7 @@ use crate::vocab::{DatasetId, DatasetName, Lsn, Mode, SourceName};
 pub struct Governor {
     pub(super) registry: Registry,
     pub(super) options: PostgresOptions,
-    /// One change at a time in this process; the lock in each source covers the others.
-    pub(super) applying: Arc<Mutex<()>>,
+    pub(super) turns: Turns,
 }
 
 /// A source with an open transaction that holds the new guards.
@@ -39,7 +37,7 @@ struct Prepared {
 impl Governor {
     /// A governor of everything that `registry` declares.
     pub fn new(registry: Registry, options: PostgresOptions) -> Self {
-        Self { registry, options, applying: Arc::default() }
+        Self { registry, options, turns: Turns::default() }
     }
 
     /// Applies mutations, in the registry and in the sources, whole or not at all.
@@ -62,9 +60,7 @@ impl Governor {
         mutations: &[Mutation],
         decided: &Decided,
     ) -> Result<Revision, Error> {
-        let _applying = self.applying.lock().await;
-        self.registry.refresh().await?;
-        let (sources, touched) = desired(&self.registry.snapshot(), mutations);
+        let (_turn, sources, touched) = self.turn(mutations).await?;
         let connected = self.connect(&sources, &touched).await?;
         let refusals = self.preflight(&sources, &connected).await?;
         Failpoint::GuardApply.hit();
@@ -72,14 +68,21 @@ impl Governor {
             return Err(Error::Refused(refusals));
         }
         let mut prepared = Vec::new();
+        // All slots first: making one waits for every transaction that writes in its cluster, and
+        // several sources may share one.
         for (name, client) in connected {
-            match self.prepare(&name, client, &sources).await {
+            let publishing = self.publish(&name, client);
+            match self.within(&name, self.deadline(), publishing).await {
                 Ok(source) => prepared.push(source),
                 Err(error) => {
                     self.abandon(prepared).await;
                     return Err(error);
                 }
             }
+        }
+        if let Err(error) = self.prepare(&mut prepared, &sources).await {
+            self.abandon(prepared).await;
+            return Err(error);
         }
         Failpoint::GuardApply.hit();
         Failpoint::GuardBeforeRegistry.hit();
@@ -103,12 +106,58 @@ impl Governor {
                 self.registry.baseline_put(registered.id, &version, objects, *at).await?;
             }
             Failpoint::GuardApply.hit();
-            let committed = source.client.batch_execute("COMMIT").await;
-            committed.map_err(|error| failed(&source.name, error.into()))?;
+            let committing = async {
+                let committed = source.client.batch_execute("COMMIT").await;
+                committed.map_err(|error| failed(&source.name, error.into()))
+            };
+            self.within(&source.name, self.options.statement_timeout * 2, committing).await?;
             Failpoint::GuardApply.hit();
         }
         Failpoint::GuardBeforeInstalled.hit();
         self.installed(&touched).await
+    }
+
+    /// The turn in all sources that these mutations touch, and what is wanted there.
+    async fn turn(
+        &self,
+        mutations: &[Mutation],
+    ) -> Result<(Turn, BTreeMap<SourceName, Desired>, BTreeSet<SourceName>), Error> {
+        let (_, mut wanted) = desired(&self.registry.snapshot(), mutations);
+        loop {
+            let turn = self.turns.take(&wanted, self.options.guard_patience).await;
+            let turn = turn.map_err(|source_name| Error::Occupied { source_name })?;
+            self.registry.refresh().await?;
+            let (sources, touched) = desired(&self.registry.snapshot(), mutations);
+            if touched.is_subset(&wanted) {
+                return Ok((turn, sources, touched));
+            }
+            // What changed meanwhile touches more: all at once, or none.
+            wanted.extend(touched);
+        }
+    }
+
+    /// The turn in one source.
+    pub(super) async fn turn_of(&self, name: &SourceName) -> Result<Turn, Error> {
+        let source = BTreeSet::from([name.clone()]);
+        let turn = self.turns.take(&source, self.options.guard_patience);
+        turn.await.map_err(|source_name| Error::Occupied { source_name })
+    }
+
+    /// Longest that all work in one source may take: PostgreSQL ends its statements by itself, but
+    /// not when it answers no more.
+    pub(super) fn deadline(&self) -> Duration {
+        self.options.guard_patience + self.options.statement_timeout * 4
+    }
+
+    /// What `work` in a source gives, if the source does not fall silent.
+    pub(super) async fn within<T>(
+        &self,
+        name: &SourceName,
+        after: Duration,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let silent = |_| Err(failed(name, pg::Error::Silent { after }));
+        timeout(after, work).await.unwrap_or_else(silent)
     }
 
     /// What would stand in the way of these mutations, without changing anything.
@@ -196,21 +245,19 @@ impl Governor {
         let mut refusals = Vec::new();
         for (name, client) in connected {
             if let Some(wanted) = sources.get(name) {
-                let found = preflight::refusals(client, name, wanted).await;
-                refusals.extend(found.map_err(|cause| failed(name, cause))?);
+                let examining = async {
+                    let found = preflight::refusals(client, name, wanted).await;
+                    found.map_err(|cause| failed(name, cause))
+                };
+                let after = self.options.statement_timeout * 2;
+                refusals.extend(self.within(name, after, examining).await?);
             }
         }
         Ok(refusals)
     }
 
-    /// Publication, slot and an open transaction with the guards in it. Locks are waited for in
-    /// short turns, so that writers never queue for longer than one of them.
-    async fn prepare(
-        &self,
-        name: &SourceName,
-        client: Connection,
-        sources: &BTreeMap<SourceName, Desired>,
-    ) -> Result<Prepared, Error> {
+    /// Publication and slot.
+    async fn publish(&self, name: &SourceName, client: Connection) -> Result<Prepared, Error> {
         let fail = |cause| failed(name, cause);
         ensure_publication(&client, &name.publication()).await.map_err(fail)?;
         let deadline = Instant::now() + self.options.guard_patience;
@@ -222,8 +269,29 @@ impl Governor {
             }
         };
         Failpoint::GuardApply.hit();
-        let mut prepared = Prepared { name: name.clone(), client, slot_created, objects: None };
-        let Some(wanted) = sources.get(name) else { return Ok(prepared) };
+        Ok(Prepared { name: name.clone(), client, slot_created, objects: None })
+    }
+
+    /// In each source an open transaction with the guards in it.
+    async fn prepare(
+        &self,
+        prepared: &mut [Prepared],
+        sources: &BTreeMap<SourceName, Desired>,
+    ) -> Result<(), Error> {
+        for source in prepared {
+            let name = source.name.clone();
+            if let Some(wanted) = sources.get(&name) {
+                let preparing = self.prepare_one(source, wanted);
+                self.within(&name, self.deadline(), preparing).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Locks are waited for in short turns, so that writers never queue for longer than one of them.
+    async fn prepare_one(&self, source: &mut Prepared, wanted: &Desired) -> Result<(), Error> {
+        let Prepared { name, client, objects, .. } = source;
+        let deadline = Instant::now() + self.options.guard_patience;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(1))
@@ -232,40 +300,42 @@ impl Governor {
             .build();
         loop {
             let attempt = async {
-                install::begin(&prepared.client, &self.options).await?;
-                install::install(&prepared.client, name, wanted, Scripts::IfOutdated).await
+                install::begin(client, &self.options).await?;
+                install::install(client, name, wanted, Scripts::IfOutdated).await
             };
             let error = match attempt.await {
                 Ok(installed) => {
-                    prepared.objects = installed.objects;
-                    return Ok(prepared);
+                    *objects = installed.objects;
+                    return Ok(());
                 }
                 Err(error) => error,
             };
-            let locked = error.is_lock_timeout();
-            if locked && Instant::now() < deadline {
-                prepared.client.batch_execute("ROLLBACK").await.map_err(|e| fail(e.into()))?;
-                tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
-                continue;
+            if !error.is_lock_timeout() {
+                return Err(failed(name, error));
             }
-            self.abandon(vec![prepared]).await;
-            return Err(if locked {
-                Error::Busy { source_name: name.clone() }
-            } else {
-                failed(name, error)
-            });
+            if Instant::now() >= deadline {
+                return Err(Error::Busy { source_name: name.clone() });
+            }
+            let undone = client.batch_execute("ROLLBACK").await;
+            undone.map_err(|error| failed(name, error.into()))?;
+            tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
         }
     }
 
     /// Takes back what was prepared: transactions, and slots that nothing would ever read.
     async fn abandon(&self, prepared: Vec<Prepared>) {
         for source in prepared {
-            let mut undo = source.client.batch_execute("ROLLBACK").await;
-            if undo.is_ok() && source.slot_created {
-                let drop_slot = "SELECT pg_drop_replication_slot($1)";
-                undo = source.client.execute(drop_slot, &[&source.name.slot()]).await.map(drop);
-            }
-            if let Err(error) = undo {
+            let undo = async {
+                let undone = source.client.batch_execute("ROLLBACK").await;
+                undone.map_err(|error| failed(&source.name, error.into()))?;
+                if source.slot_created {
+                    let dropped = pg::drop_slot(&source.client, &source.name.slot()).await;
+                    dropped.map_err(|error| failed(&source.name, error))?;
+                }
+                Ok(())
+            };
+            let after = self.options.statement_timeout * 2;
+            if let Err(error) = self.within(&source.name, after, undo).await {
                 tracing::warn!(source = %source.name, error = %error, "could not take back a prepared change");
             }
         }

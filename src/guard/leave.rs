@@ -19,7 +19,7 @@ impl Governor {
     /// [`Error::UnknownDataset`]; [`Error::Busy`] when its table stayed locked for `guard_patience`;
     /// when the registry refuses or the source fails.
     pub async fn release(&self, dataset: &DatasetName) -> Result<Revision, Error> {
-        let _applying = self.applying.lock().await;
+        let _turn = self.turn_of(dataset.source()).await?;
         self.registry.refresh().await?;
         let snapshot = self.registry.snapshot();
         if !snapshot.datasets.contains_key(dataset) {
@@ -75,7 +75,7 @@ impl Governor {
             return Err(Error::UnknownSource(name.clone()));
         };
         {
-            let _applying = self.applying.lock().await;
+            let _turn = self.turn_of(name).await?;
             self.registry.source_leave(name).await?;
         }
         Failpoint::GuardUninstall.hit();
@@ -94,7 +94,7 @@ impl Governor {
 
     /// One attempt to clear a source that is leaving.
     pub(super) async fn leave(&self, source: &Source) -> Result<Progress, Error> {
-        let _applying = self.applying.lock().await;
+        let _turn = self.turn_of(&source.name).await?;
         let (sources, _) = desired(&self.registry.snapshot(), &[]);
         // Somebody else has cleared it meanwhile.
         let Some(wanted) = sources.get(&source.name) else { return Ok(Progress::Done(Vec::new())) };

@@ -36,6 +36,7 @@ mod leave;
 mod locate;
 mod preflight;
 mod reconcile;
+mod turns;
 mod uninstall;
 
 pub use adopt::{AdoptedTable, Adoption, SeenWriter};

@@ -14,6 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use metrics::{counter, gauge};
 use tokio::time::{Duration, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,9 @@ impl Governor {
         let mut violations = self.registry.violations_live();
         let mut again: Option<Instant> = None;
         let mut failing: BTreeMap<SourceName, String> = BTreeMap::new();
+        // Each source by itself: one that hangs keeps no other waiting.
+        let mut looking = FuturesUnordered::new();
+        let (mut busy, mut once_more) = (BTreeSet::new(), BTreeSet::new());
         loop {
             let retry = async {
                 match again {
@@ -54,54 +59,90 @@ impl Governor {
                     None => std::future::pending().await,
                 }
             };
+            let mut wanted: BTreeSet<SourceName> = BTreeSet::new();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                _ = timer.tick() => {}
-                changed = changes.changed() => if changed.is_err() { return },
+                Some((name, outcome)) = looking.next(), if !looking.is_empty() => {
+                    if !self.looked(&name, outcome, &mut failing) {
+                        again = Some(Instant::now() + RETRY);
+                    }
+                    busy.remove(&name);
+                    wanted.extend(once_more.take(&name));
+                }
+                _ = timer.tick() => wanted = self.sources(),
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    wanted = self.sources();
+                }
                 reported = violations.recv() => match reported {
                     // Rows are the trigger's affair; a command may have changed the trigger.
-                    Ok(violation) if is_row(&violation.report.operation) => continue,
+                    Ok(violation) if is_row(&violation.report.operation) => {}
                     // A reader that fell behind cannot know what it missed, so it looks.
-                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                        wanted = self.sources();
+                    }
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
                 },
-                () = retry => {}
+                () = retry => {
+                    again = None;
+                    wanted = self.sources();
+                }
             }
-            again = None;
-            for name in self.registry.snapshot().sources.keys() {
-                let reconciled = tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    reconciled = self.reconcile(name) => reconciled,
-                };
-                let failed = match reconciled {
-                    Ok(done) => {
-                        again = if done { again } else { Some(Instant::now() + RETRY) };
-                        failing.remove(name);
-                        continue;
-                    }
-                    Err(error) => ErrorChain(&error).to_string(),
-                };
-                // Said once; the same again at every look would drown what else is said.
-                if failing.get(name) != Some(&failed) {
-                    tracing::warn!(source = %name, error = failed, "guards could not be compared");
-                    failing.insert(name.clone(), failed);
+            for name in wanted {
+                if busy.insert(name.clone()) {
+                    let governor = &self;
+                    looking.push(async move {
+                        let look = governor.reconcile(&name);
+                        let deadline = governor.deadline() * 2;
+                        let outcome = governor.within(&name, deadline, look).await;
+                        (name, outcome)
+                    });
+                } else {
+                    once_more.insert(name);
                 }
             }
         }
     }
 
+    fn sources(&self) -> BTreeSet<SourceName> {
+        self.registry.snapshot().sources.keys().cloned().collect()
+    }
+
+    /// A source was looked at. Returns false when that has to be done again soon.
+    fn looked(
+        &self,
+        name: &SourceName,
+        outcome: Result<bool, Error>,
+        failing: &mut BTreeMap<SourceName, String>,
+    ) -> bool {
+        let failed = match outcome {
+            Ok(done) => {
+                failing.remove(name);
+                return done;
+            }
+            Err(error) => ErrorChain(&error).to_string(),
+        };
+        // Said once; the same again at every look would drown what else is said.
+        if failing.get(name) != Some(&failed) {
+            tracing::warn!(source = %name, error = failed, "guards could not be compared");
+            failing.insert(name.clone(), failed);
+        }
+        true
+    }
+
     /// Brings one source to what the registry says now. Returns false when a repair has to be tried
     /// again soon.
     async fn reconcile(&self, name: &SourceName) -> Result<bool, Error> {
-        let applying = self.applying.lock().await;
+        let turn = self.turn_of(name).await?;
         self.registry.refresh().await?;
         let Some(source) = self.registry.snapshot().sources.get(name).cloned() else {
             return Ok(true);
         };
         if source.leaving {
-            drop(applying);
+            drop(turn);
             return Ok(self.leave(&source).await? != Progress::Waiting);
         }
         let (sources, _) = desired(&self.registry.snapshot(), &[]);

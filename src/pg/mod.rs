@@ -22,7 +22,7 @@ pub use ident::{quote_ident, quote_literal};
 pub use migrate::{MIGRATIONS, REGISTRY_SCHEMA, migrate};
 pub use pool::{Pool, PooledConnection};
 pub use slot::{
-    PUBLICATION_OPTIONS, SlotFound, SlotState, drop_slot, ensure_publication, ensure_slot,
-    in_recovery, server_version, slot_state, wal_end,
+    PUBLICATION_OPTIONS, SlotFound, SlotState, SlotWal, drop_slot, ensure_publication, ensure_slot,
+    in_recovery, server_version, slot_state, slot_wal, take_slot_away, wal_end,
 };
 pub use target::Target;

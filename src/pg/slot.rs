@@ -119,6 +119,43 @@ pub async fn slot_state(client: &Connection, name: &str) -> Result<Option<SlotSt
     Ok(Some(SlotState { confirmed, lost }))
 }
 
+/// What a server keeps for a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotWal {
+    /// WAL kept for it, in bytes.
+    pub retained: u64,
+    /// How much more may be written before the server gives it up; `None` when it never does.
+    pub safe: Option<u64>,
+    /// The end of WAL.
+    pub end: Lsn,
+}
+
+/// What the server keeps for a slot; `None` when there is no slot.
+///
+/// # Errors
+/// When the connection fails.
+pub async fn slot_wal(client: &Connection, name: &str) -> Result<Option<SlotWal>, Error> {
+    let query = "SELECT coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, \
+                 safe_wal_size, pg_current_wal_lsn()::text \
+                 FROM pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = client.query_opt(query, &[&name]).await? else { return Ok(None) };
+    let (retained, safe): (i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+    let end = lsn(row.try_get(2)?)?;
+    Ok(Some(SlotWal { retained: bytes(retained), safe: safe.map(bytes), end }))
+}
+
+/// Drops a slot, and ends whoever streams it.
+///
+/// # Errors
+/// When it is streamed again at once, or the connection fails.
+pub async fn take_slot_away(client: &Connection, name: &str) -> Result<(), Error> {
+    let end = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots \
+               WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    client.execute(end, &[&name]).await?;
+    drop_slot(client, name).await
+}
+
 /// Drops a slot.
 ///
 /// # Errors

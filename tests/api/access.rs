@@ -137,6 +137,8 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ("Query", "subscriptions", "subscriptions { nodes { name } }", TOKEN),
     ("Query", "deadLetters", "deadLetters(subscription: \"mine\") { nodes { id } }", TOKEN),
     ("Query", "findings", "findings { nodes { id } }", TOKEN),
+    ("Query", "sources", "sources { name status { state } }", TOKEN),
+    ("Query", "source", "source(name: \"shop\") { epoch }", TOKEN),
     ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
     (
         "Query",

@@ -3,4 +3,5 @@
 mod heartbeat;
 mod parts;
 mod slot;
+mod sources;
 mod types;

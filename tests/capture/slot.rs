@@ -336,3 +336,71 @@ async fn a_promoted_standby_goes_on_where_its_slot_does_and_is_a_gap_where_it_ha
         assert!(orders(&events).ends_with(&[5]));
     }
 }
+
+#[tokio::test]
+async fn a_source_that_keeps_too_much_wal_is_said_and_protected_as_declared() {
+    let registry = Cluster::start().await;
+    let source = Cluster::start().await;
+    source.create_database("shop").await;
+    source.connect("shop").await.batch_execute(TABLES).await.unwrap();
+    let policy = ["--wal-budget", "40MiB", "--wal-policy", "drop-slot"];
+    let args = [&FAST[..], &policy[..]].concat();
+    let server = Server::start_with(&registry.url("postgres"), &args).await;
+    let stage = Stage { registry, source, server };
+    stage.govern(&stage.source.url("shop")).await;
+    stage.insert(&stage.source, 1..=2).await;
+    stage.events_until(2).await;
+
+    // Nothing can be confirmed while the log cannot be written.
+    stage.registry.stop_immediate().await;
+    let shop = stage.source.connect("shop").await;
+    shop.batch_execute("CREATE TABLE filler (n int)").await.unwrap();
+    for _ in 0..4 {
+        shop.batch_execute("INSERT INTO filler VALUES (1)").await.unwrap();
+        shop.query("SELECT pg_switch_wal()", &[]).await.unwrap();
+    }
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    eventually(WAIT, async || {
+        let left: i64 = shop.query_one(slots, &[]).await.unwrap().get(0);
+        (left == 0).then_some(())
+    })
+    .await;
+    let log = stage.server.log();
+    assert!(log.contains("of at most 41943040 bytes of WAL"), "{log}");
+    stage.registry.start_again().await;
+    stage.ready().await;
+    stage.insert(&stage.source, 3..=3).await;
+    let events = stage.events_until(3).await;
+    assert_eq!(orders(&events), [1, 2, 3]);
+    gap(&events, "02", "slot_lost");
+}
+
+#[tokio::test]
+async fn a_slot_that_waits_for_a_transaction_says_for_whose() {
+    let (registry, source) = tokio::join!(Cluster::start(), Cluster::start());
+    source.create_database("shop").await;
+    source.connect("shop").await.batch_execute(TABLES).await.unwrap();
+    let args = [&FAST[..], &["--statement-timeout", "2s", "--guard-patience", "1s"]].concat();
+    let server = Server::start_with(&registry.url("postgres"), &args).await;
+    let stage = Stage { registry, source, server };
+    let idle = stage.source.connect("shop").await;
+    idle.batch_execute("BEGIN; INSERT INTO quiet VALUES (1)").await.unwrap();
+    let pid: i32 = idle.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let manifest = format!(
+        "apiVersion: cadastre/v1
+sources: {{ shop: {{ url: \"{}\" }} }}
+services: {{ orders: {{ roles: {{ shop: [orders_app] }} }} }}
+datasets: {{ shop.public.orders: {{ owner: orders, mode: enforce }} }}
+",
+        stage.source.url("shop")
+    );
+    let apply = stage.server.client().post(stage.server.at("/v1/manifest/apply")).body(manifest);
+    let answer = apply.header("content-type", "application/yaml").send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    eventually(WAIT, async || {
+        let log = stage.server.log();
+        log.contains(&format!("cannot be made: blocked by pid {pid} of role postgres"))
+            .then_some(())
+    })
+    .await;
+}

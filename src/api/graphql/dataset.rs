@@ -12,10 +12,11 @@ use super::finding::{self, FindingNode, UnverifiedRangeNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{GuardState, Mode, Verdict, shared};
 use super::service::ServiceNode;
+use super::source::SourceNode;
 use super::table::{self, ColumnNode, CouplingNode, SchemaVersionNode, State};
 use super::violation::{self, ViolationNode};
 use crate::api::problem::Problem;
-use crate::registry::{self, Dataset, FindingFilter, Snapshot, Source, ViolationFilter};
+use crate::registry::{self, Dataset, FindingFilter, Snapshot, ViolationFilter};
 use crate::vocab::{self, DatasetName, ServiceName, SourceName, limits};
 
 /// A dataset as one snapshot knows it.
@@ -86,33 +87,6 @@ impl GuardNode {
     /// Where in the feed nobody vouches for the writers of its changes, as far back as some days.
     async fn unverified(&self) -> Vec<UnverifiedRangeNode> {
         finding::unverified(&self.dataset)
-    }
-}
-
-/// A PostgreSQL database under governance.
-pub(super) struct SourceNode(pub(super) Arc<Source>);
-
-/// A PostgreSQL database under governance.
-#[Object(name = "Source")]
-impl SourceNode {
-    /// Unique name.
-    async fn name(&self) -> &str {
-        self.0.name.as_str()
-    }
-
-    /// The publication that lists the governed tables.
-    async fn publication(&self) -> String {
-        self.0.name.publication()
-    }
-
-    /// The logical replication slot.
-    async fn slot(&self) -> String {
-        self.0.name.slot()
-    }
-
-    /// When it was registered.
-    async fn created_at(&self) -> DateTime<Utc> {
-        self.0.created_at
     }
 }
 

@@ -27,6 +27,7 @@ mod page;
 mod query;
 mod scalar;
 mod service;
+mod source;
 mod subscription;
 mod table;
 mod token;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Enum, InputObject, MergedObject, Object, SimpleObject};
 
-use super::dataset::{DatasetNode, SourceNode};
+use super::dataset::DatasetNode;
 use super::feed_subscription::SubscriptionMutation;
 use super::leave::LeaveMutation;
 use super::scalar::{Mode, caller, shared};
 use super::service::ServiceNode;
+use super::source::SourceNode;
 use super::token::TokenMutation;
 use super::transfer::TransferMutation;
 use crate::api::access;

@@ -10,6 +10,7 @@ use super::history::HistoryQuery;
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
+use super::source::SourceQuery;
 use super::table::{self, UnownedTableNode};
 use super::token::TokenQuery;
 use super::transfer::TransferQuery;
@@ -51,6 +52,7 @@ struct WriteDecision {
 #[derive(Default, MergedObject)]
 pub(in crate::api) struct Query(
     RegistryQuery,
+    SourceQuery,
     SubscriptionQuery,
     TransferQuery,
     TokenQuery,

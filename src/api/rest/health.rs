@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::server::Shared;
-use crate::capture::{SourceStatus, State};
+use crate::capture::{SourceStatus, State, WalLevel};
 use crate::telemetry::ErrorChain;
 
 /// Longest that readiness waits for the registry's database: probes commonly give up after a few
@@ -67,11 +67,14 @@ pub(in crate::api) async fn readyz(shared: web::Data<Shared>) -> HttpResponse {
     }
 }
 
-/// Why a source is not streaming; `None` when it is.
+/// Why a source is not streaming, or not for much longer; `None` when it is.
 fn reason(status: &SourceStatus) -> Option<String> {
     let source = &status.source;
     match &status.state {
-        State::Streaming => None,
+        State::Streaming => {
+            let wal = status.wal.as_ref().filter(|wal| wal.level == WalLevel::Critical)?;
+            Some(format!("source \"{source}\": {}", wal.sentence()))
+        }
         State::Connecting => Some(format!("source \"{source}\" is connecting")),
         State::Stalled { reason } | State::Failing { reason } => {
             Some(format!("source \"{source}\": {reason}"))
