@@ -131,7 +131,7 @@ impl Governor {
         let mut without = false;
         for table in tables(&client, source).await.map_err(fail)? {
             if snapshot.datasets.contains_key(&table.name)
-                || !preflight::table(&client, &table.name, &[]).await.map_err(fail)?.is_empty()
+                || !preflight::table(&client, &table.name, &[], false).await.map_err(fail)?.is_empty()
             {
                 continue;
             }
@@ -179,7 +179,7 @@ impl Governor {
         let mut new_services: BTreeMap<ServiceName, BTreeSet<RoleName>> = BTreeMap::new();
         for table in tables(&client, source).await.map_err(fail)? {
             let dataset = snapshot.datasets.get(&table.name);
-            let problem = preflight::table(&client, &table.name, &[]).await.map_err(fail)?;
+            let problem = preflight::table(&client, &table.name, &[], false).await.map_err(fail)?;
             let writers: Vec<&TableWriter> =
                 seen.iter().filter(|it| it.dataset == table.name.as_str()).collect();
             let proposal = proposed(&snapshot, source, dataset.map(|it| &it.owner), &writers);

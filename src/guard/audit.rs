@@ -70,7 +70,7 @@ pub(super) async fn look(
     unowned(client, source, wanted, &mut found).await?;
     coupling(client, source, wanted, &mut found).await?;
     for (name, dataset) in &wanted.datasets {
-        for message in preflight::table(client, name, &[]).await? {
+        for message in preflight::table(client, name, &[], dataset.dropped).await? {
             // Missing tables are drift.
             if let Some((what, mend)) = message.split_once(": ") {
                 found.push(NewFinding {

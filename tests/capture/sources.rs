@@ -83,28 +83,32 @@ async fn a_source_that_hangs_and_one_that_is_wrong_touch_no_other() {
         cluster.connect(database).await.batch_execute(table).await.unwrap();
     }
     let way = Way::to(&cluster).await;
-    let patience =
-        ["--heartbeat", "100ms", "--heartbeat-deadline", "3s", "--connect-timeout", "3s"];
-    let server = Server::start_with(&cluster.url("registry"), &patience).await;
-    let manifest = format!(
-        "apiVersion: cadastre/v1
-sources:
-  shop: {{ url: \"{}\" }}
-  hole: {{ url: \"postgresql://postgres@127.0.0.1:{}/hole?sslmode=disable\" }}
-  wrong: {{ url: \"{}\" }}
-services: {{ orders: {{ roles: {{ shop: [orders_app], hole: [orders_app], wrong: [orders_app] }} }} }}
-datasets:
-  shop.public.orders: {{ owner: orders, mode: enforce }}
-  hole.public.orders: {{ owner: orders, mode: enforce }}
-  wrong.public.orders: {{ owner: orders, mode: enforce }}
-",
-        cluster.url("shop"),
-        way.port,
-        cluster.url("wrong")
-    );
-    let apply = server.client().post(server.at("/v1/manifest/apply")).body(manifest);
-    let answer = apply.header("content-type", "application/yaml").send().await.unwrap();
-    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+    let patience = [
+        ["--heartbeat", "100ms"],
+        ["--heartbeat-deadline", "3s"],
+        ["--connect-timeout", "3s"],
+        ["--silence", "5s"],
+        ["--statement-timeout", "5s"],
+        ["--guard-patience", "3s"],
+    ];
+    let patience = patience.as_flattened();
+    let server = Server::start_with(&cluster.url("registry"), patience).await;
+    let hole = format!("postgresql://postgres@127.0.0.1:{}/hole?sslmode=disable", way.port);
+    // One after the other: guards of one cluster share its roles.
+    for (source, url) in
+        [("shop", cluster.url("shop")), ("hole", hole), ("wrong", cluster.url("wrong"))]
+    {
+        let manifest = format!(
+            "apiVersion: cadastre/v1
+sources: {{ {source}: {{ url: \"{url}\" }} }}
+services: {{ {source}-app: {{ roles: {{ {source}: [orders_app] }} }} }}
+datasets: {{ {source}.public.orders: {{ owner: {source}-app, mode: enforce }} }}
+"
+        );
+        let apply = server.client().post(server.at("/v1/manifest/apply")).body(manifest);
+        let answer = apply.header("content-type", "application/yaml").send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+    }
     eventually(WAIT, async || {
         let response = server.client().get(server.at("/readyz")).send().await.ok()?;
         (response.status() == 200).then_some(())
@@ -147,18 +151,22 @@ datasets:
         owner.batch_execute(&format!("INSERT INTO orders VALUES ({id})")).await.unwrap();
         let set = format!(
             "mutation {{ datasetSetMode(input: {{dataset: \"shop.public.orders\", mode: {mode}}}) {{
-                dataset {{ mode guard }} userErrors {{ message }} }} }}"
+                dataset {{ mode guard {{ state }} }} userErrors {{ message }} }} }}"
         );
         let answer = graphql(&server, &set).await;
         let set = &answer["data"]["datasetSetMode"];
         assert_eq!(set["userErrors"], json!([]), "{answer}");
-        assert_eq!(set["dataset"], json!({"mode": mode, "guard": "INSTALLED"}), "{answer}");
+        assert_eq!(
+            set["dataset"],
+            json!({"mode": mode, "guard": {"state": "INSTALLED"}}),
+            "{answer}"
+        );
     }
     assert_eq!(orders(&server, 5).await, [1, 2, 3, 4, 5]);
     // What concerns the one that hangs fails in its time, with its name.
     let other =
         "mutation { datasetSetMode(input: {dataset: \"hole.public.orders\", mode: OBSERVE}) {
-        dataset { mode } userErrors { message } } }";
+        dataset { name } userErrors { message } } }";
     let answer = graphql(&server, other).await;
     assert!(answer.to_string().contains("hole"), "{answer}");
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, Json, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
-use super::dataset::SourceNode;
+use super::source::SourceNode;
 use super::page::{self, Page};
 use super::scalar::shared;
 use crate::api::code::Code;
