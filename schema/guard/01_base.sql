@@ -48,6 +48,17 @@ CREATE TABLE IF NOT EXISTS cadastre.service (
 ALTER TABLE cadastre.service OWNER TO cadastre;
 GRANT SELECT ON cadastre.service TO PUBLIC;
 
+-- Who may write another's dataset for a time. The guard looks here only when somebody writes who is
+-- not the owner, and goes by this database's clock: a permission ends by itself.
+CREATE TABLE IF NOT EXISTS cadastre.break_glass (
+  id         text PRIMARY KEY,
+  dataset    text NOT NULL,
+  service    text NOT NULL,
+  reason     text NOT NULL,
+  expires_at timestamptz NOT NULL
+);
+ALTER TABLE cadastre.break_glass OWNER TO cadastre;
+
 -- Transactions that install or repair guards: their DDL is not an attempt. Each removes its row
 -- before it commits, and only superusers and cadastre can write one.
 CREATE TABLE IF NOT EXISTS cadastre.installing (xid xid8 PRIMARY KEY);

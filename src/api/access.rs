@@ -91,6 +91,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "tokens", Needs::Token),
     ("Query", "transfers", Needs::Token),
     ("Mutation", "serviceRegister", Needs::Admin),
+    ("Mutation", "serviceRetire", Needs::Admin),
     ("Mutation", "sourceRegister", Needs::Admin),
     ("Mutation", "datasetRegister", Needs::Owner),
     ("Mutation", "datasetSetMode", Needs::Owner),
@@ -110,6 +111,8 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Mutation", "ownershipTransferAccept", Needs::Owner),
     ("Mutation", "ownershipTransferDecline", Needs::Owner),
     ("Mutation", "ownershipTransferCancel", Needs::Owner),
+    ("Mutation", "breakGlassGrant", Needs::Admin),
+    ("Mutation", "breakGlassRevoke", Needs::Admin),
     ("Mutation", "tokenCreate", Needs::Admin),
     ("Mutation", "tokenRevoke", Needs::Owner),
     ("Subscription", "changes", Needs::Token),
@@ -202,6 +205,15 @@ pub(super) fn permit_mutations(
                     Some(present) if present.owner == *owner => permit(caller, owner, &what)?,
                     Some(_) => permit_admin(caller, &format!("moving dataset \"{name}\""))?,
                 }
+            }
+            Mutation::BreakGlassGrant { dataset, .. } => {
+                permit_admin(caller, &format!("breaking the glass of \"{dataset}\""))?;
+            }
+            Mutation::BreakGlassRevoke { id, .. } => {
+                permit_admin(caller, &format!("taking back permission {id}"))?;
+            }
+            Mutation::ServiceRetire { name, .. } => {
+                permit_admin(caller, &format!("retiring service \"{name}\""))?;
             }
             Mutation::OwnershipTransfer { transfer, .. } => {
                 let what = format!("accepting transfer {transfer}");

@@ -158,7 +158,7 @@ impl OwnershipMessage {
 
 /// Why a message names the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Reason {
     /// The owner writes, in a trace.
     Trace,
@@ -166,6 +166,8 @@ pub(super) enum Reason {
     Observed,
     /// A superuser writes.
     Privileged,
+    /// A service writes that an admin let for a time.
+    BreakGlass,
 }
 
 /// The writer of the changes of a dataset that follow in the transaction.

@@ -24,6 +24,7 @@ mod owner;
 mod plan;
 mod schema;
 mod subscription;
+mod service;
 mod tail;
 mod token;
 mod transfer;
@@ -63,6 +64,7 @@ enum Command {
     Adopt(adopt::Adopt),
     Audit(audit::Audit),
     Uninstall(uninstall::Uninstall),
+    Service(service::ServiceCommand),
     Token(token::TokenCommand),
     Subscription(subscription::Subscription),
     Transfer(transfer::TransferCommand),
@@ -114,6 +116,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Adopt(command) => adopt::run(command).await,
             Command::Audit(command) => audit::run(command).await,
             Command::Uninstall(command) => uninstall::run(command).await,
+            Command::Service(command) => service::run(command).await,
             Command::Token(command) => token::run(command).await,
             Command::Subscription(command) => subscription::run(command).await,
             Command::Transfer(command) => transfer::run(command).await,

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, Utc};
+
 use crate::registry::{GuardState, Mutation, Snapshot, Tenure};
 use crate::vocab::{DatasetName, Mode, RoleName, ServiceName, SourceName};
 
@@ -29,6 +31,23 @@ pub(super) struct Desired {
     pub(super) roles: BTreeMap<ServiceName, BTreeSet<RoleName>>,
     /// What is guarded.
     pub(super) datasets: BTreeMap<DatasetName, Guarded>,
+    /// Who may write what for a time, by id.
+    pub(super) permits: BTreeMap<String, Permit>,
+    /// Services whose group must have no members.
+    pub(super) retired: BTreeSet<ServiceName>,
+}
+
+/// Leave for one service to write one dataset of another until a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Permit {
+    /// What may be written.
+    pub(super) dataset: DatasetName,
+    /// By whom.
+    pub(super) service: ServiceName,
+    /// Why.
+    pub(super) reason: String,
+    /// From when on it is over.
+    pub(super) expires_at: DateTime<Utc>,
 }
 
 /// What each source should be once `mutations` are applied, and which of them are touched.
@@ -92,6 +111,33 @@ pub(super) fn desired(
                 source.roles.entry(transfer.to.clone()).or_default();
                 touched.insert(transfer.dataset.source().clone());
             }
+            Mutation::BreakGlassGrant { id, dataset, service, reason, expires_at, .. } => {
+                let Some(source) = sources.get_mut(dataset.source()) else { continue };
+                source.roles.entry(service.clone()).or_default();
+                let permit = Permit {
+                    dataset: dataset.clone(),
+                    service: service.clone(),
+                    reason: reason.clone(),
+                    expires_at: *expires_at,
+                };
+                source.permits.insert(id.to_string(), permit);
+                touched.insert(dataset.source().clone());
+            }
+            Mutation::BreakGlassRevoke { id, .. } => {
+                for (name, source) in &mut sources {
+                    if source.permits.remove(&id.to_string()).is_some() {
+                        touched.insert(name.clone());
+                    }
+                }
+            }
+            Mutation::ServiceRetire { name, .. } => {
+                for (source_name, source) in &mut sources {
+                    if source.roles.remove(name).is_some() {
+                        source.retired.insert(name.clone());
+                        touched.insert(source_name.clone());
+                    }
+                }
+            }
             Mutation::SourcePut { .. } | Mutation::SubscriptionPut(_) => {}
         }
     }
@@ -113,6 +159,21 @@ fn present(snapshot: &Snapshot) -> BTreeMap<SourceName, Desired> {
             if let Some(source) = sources.get_mut(source) {
                 source.roles.insert(service.name.clone(), roles.iter().cloned().collect());
             }
+        }
+    }
+    for source in sources.values_mut() {
+        source.retired.extend(snapshot.retired.keys().cloned());
+    }
+    for (id, held) in &snapshot.break_glass {
+        if let Some(source) = sources.get_mut(held.dataset.source()) {
+            source.roles.entry(held.service.clone()).or_default();
+            let permit = Permit {
+                dataset: held.dataset.clone(),
+                service: held.service.clone(),
+                reason: held.reason.clone(),
+                expires_at: held.expires_at,
+            };
+            source.permits.insert(id.to_string(), permit);
         }
     }
     for dataset in snapshot.datasets.values() {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::desired::{Desired, Guarded};
+use super::desired::{Desired, Guarded, Permit};
 use super::locate::Located;
 use super::preflight::version;
 use super::{SCHEMA, fingerprint};
@@ -164,6 +164,7 @@ pub(super) async fn install(
     for (service, wanted) in &desired.roles {
         members_changed |= roles(client, source, service, wanted).await?;
     }
+    exceptions(client, source, desired).await?;
     publication(client, source).await?;
     let located = Located::load(client).await?;
     let mut changed = Vec::new();
@@ -277,6 +278,79 @@ async fn publication(client: &Connection, source: &SourceName) -> Result<(), Err
 async fn privileges(client: &Connection, name: &DatasetName, anew: bool) -> Result<bool, Error> {
     let row = client.query_opt(PRIVILEGES, &[&name.as_str(), &anew]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+}
+
+/// Who may write another's dataset for a time, and whose group has no members any more: exactly as
+/// desired, in the transaction that is open.
+pub(super) async fn exceptions(
+    client: &Connection,
+    source: &SourceName,
+    desired: &Desired,
+) -> Result<(), Error> {
+    for service in &desired.retired {
+        no_members(client, source, service).await?;
+    }
+    permits(client, &desired.permits).await
+}
+
+/// Whether that is so already.
+pub(super) async fn exceptions_stand(
+    client: &Connection,
+    source: &SourceName,
+    desired: &Desired,
+) -> Result<bool, Error> {
+    let known = "SELECT to_regclass('cadastre.break_glass') IS NOT NULL";
+    if !client.query_one(known, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(desired.permits.is_empty());
+    }
+    let groups: Vec<String> = desired.retired.iter().map(|it| source.owner_role(it)).collect();
+    let row = client
+        .query_one(
+            "SELECT ARRAY(SELECT id FROM cadastre.break_glass), EXISTS (
+               SELECT FROM pg_auth_members a JOIN pg_roles g ON g.oid = a.roleid
+               WHERE g.rolname = ANY ($1))",
+            &[&groups],
+        )
+        .await?;
+    let (held, members): (Vec<String>, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let held: BTreeSet<String> = held.into_iter().collect();
+    Ok(!members && held.iter().eq(desired.permits.keys()))
+}
+
+/// Takes the members from the group role of a service that was retired, if it ever had one here.
+async fn no_members(
+    client: &Connection,
+    source: &SourceName,
+    service: &ServiceName,
+) -> Result<(), Error> {
+    let group = source.owner_role(service);
+    for row in client.query(MEMBERS, &[&group]).await? {
+        let member: String = row.try_get(0)?;
+        revoke(client, &group, &member).await?;
+    }
+    Ok(())
+}
+
+/// Exactly these permissions to break glass. The guard itself ends them on time; here those that are
+/// over are only removed.
+async fn permits(client: &Connection, wanted: &BTreeMap<String, Permit>) -> Result<(), Error> {
+    let ids: Vec<&str> = wanted.keys().map(String::as_str).collect();
+    let remove = "DELETE FROM cadastre.break_glass WHERE id <> ALL ($1)";
+    client.execute(remove, &[&ids]).await?;
+    for (id, permit) in wanted {
+        let Permit { dataset, service, reason, expires_at } = permit;
+        client
+            .execute(
+                "INSERT INTO cadastre.break_glass (id, dataset, service, reason, expires_at) \
+                 VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET \
+                 dataset = excluded.dataset, service = excluded.service, \
+                 reason = excluded.reason, expires_at = excluded.expires_at \
+                 WHERE break_glass.* IS DISTINCT FROM excluded.*",
+                &[id, &dataset.as_str(), &service.as_str(), reason, expires_at],
+            )
+            .await?;
+    }
+    Ok(())
 }
 
 /// The guard of one dataset, on its table and everything below. Returns whether it was changed.

@@ -163,6 +163,9 @@ impl Governor {
             self.tell_off(&client, &untold, since).await.map_err(fail)?;
         }
         self.record(&source, &look, &facts).await?;
+        if !install::exceptions_stand(&client, name, wanted).await.map_err(fail)? {
+            self.mend_exceptions(&client, &source).await.map_err(fail)?;
+        }
         let gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
         let pending = self.pending(name);
         if !look.repairable() && pending.is_empty() && gaps.is_empty() {
@@ -202,6 +205,18 @@ impl Governor {
             self.installed(&BTreeSet::from([name.clone()])).await?;
         }
         Ok(done)
+    }
+
+    /// Permissions to break glass and services that were retired, as the registry has them by now.
+    async fn mend_exceptions(&self, client: &Connection, source: &Source) -> Result<(), pg::Error> {
+        install::begin(client, &self.options).await?;
+        let refreshed = self.registry.refresh().await;
+        let (sources, _) = desired(&self.registry.snapshot(), &[]);
+        if let (Ok(_), Some(wanted)) = (refreshed, sources.get(&source.name)) {
+            install::exceptions(client, &source.name, wanted).await?;
+        }
+        client.batch_execute("COMMIT").await?;
+        Ok(())
     }
 
     /// Datasets of a source whose guard is registered and not known to have been installed.
@@ -284,7 +299,7 @@ impl Governor {
         wanted: &Desired,
         baseline: Option<&Baseline>,
     ) -> Result<bool, Error> {
-        let nothing = Desired { roles: wanted.roles.clone(), ..Desired::default() };
+        let nothing = Desired { datasets: BTreeMap::new(), ..wanted.clone() };
         let attempt = async {
             install::begin(client, &self.options).await?;
             install::install(client, &source.name, &nothing, Scripts::Always).await

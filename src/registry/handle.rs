@@ -9,8 +9,8 @@ use secrecy::SecretString;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Decided, Ending, Error, Grant, GuardState, Mutation, NewToken, NewTransfer, NewViolation,
-    OwnershipPeriod, Revision, Snapshot, Standing, Switch, Token, TokenId, Transfer,
+    BreakGlass, Decided, Ending, Error, Grant, GuardState, Mutation, NewToken, NewTransfer,
+    NewViolation, OwnershipPeriod, Revision, Snapshot, Standing, Switch, Token, TokenId, Transfer,
     TransferFilter, Verdict, Violation, mutation, store, token, transfer,
 };
 use crate::pg::{self, Pool, PooledConnection};
@@ -276,6 +276,19 @@ impl Registry {
         page: Page<i64>,
     ) -> Result<Vec<Transfer>, Error> {
         self.within(async |connection| Ok(store::transfers(connection, filter, page).await?)).await
+    }
+
+    /// The latest permissions to break a dataset's glass, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn break_glass_of(
+        &self,
+        dataset: DatasetId,
+        first: usize,
+    ) -> Result<Vec<BreakGlass>, Error> {
+        self.within(async |connection| Ok(store::break_glass_of(connection, dataset, first).await?))
+            .await
     }
 
     /// Stores where in the stream owners and modes begin; what is stored already is passed over.

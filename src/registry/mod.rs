@@ -23,6 +23,7 @@
 //! A [`manifest`] is the declared state as a file. What this room does *not* do: touch a source;
 //! the guard does, and reports here with [`Registry::guard_state`].
 
+mod break_glass;
 mod error;
 mod evolve;
 mod finding;
@@ -43,6 +44,7 @@ mod token;
 mod transfer;
 mod writer;
 
+pub use break_glass::BreakGlass;
 pub use error::Error;
 pub use evolve::*;
 pub use finding::{Finding, FindingFilter, Findings, NewFinding, Question, Severity};
@@ -55,7 +57,7 @@ pub use shape::{
     TableName, TypeKind, TypeShape,
 };
 pub use slot::SlotRecord;
-pub use snapshot::Decision;
+pub use snapshot::{Decision, Orphan};
 pub use subscription::{
     Budget, Deliver, Filter, NatsSpec, OnPark, RetryPolicy, SPEC_FIELDS, SUBSCRIPTION_NAME_FORM,
     SpecError, StartAt, SubscriptionSpec, WebhookSpec, is_subscription_name,

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::GuardGap;
+use super::break_glass::BreakGlass;
 use super::token::{Grant, TokenId};
 use super::transfer::{Tenure, Transfer};
 use crate::vocab::{
@@ -158,6 +160,10 @@ pub struct Snapshot {
     pub tenures: HashMap<DatasetId, Tenure>,
     /// Transfers that nobody has decided, those past their time included.
     pub transfers: BTreeMap<i64, Transfer>,
+    /// Permissions to break glass that held when this was loaded.
+    pub break_glass: BTreeMap<Uuid, BreakGlass>,
+    /// Services that were retired, and when.
+    pub retired: BTreeMap<ServiceName, DateTime<Utc>>,
     /// What tokens are good for, by id; revoked ones are not here.
     pub grants: HashMap<TokenId, Grant>,
 }
@@ -208,13 +214,42 @@ pub enum Mutation {
         /// Who accepts it.
         by: String,
     },
+    /// Lets one service write another's dataset for a time.
+    BreakGlassGrant {
+        /// Made up by who grants it.
+        id: Uuid,
+        /// What may be written.
+        dataset: DatasetName,
+        /// By whom.
+        service: ServiceName,
+        /// Why.
+        reason: String,
+        /// From when on it is over.
+        expires_at: DateTime<Utc>,
+        /// Who grants it.
+        by: String,
+    },
+    /// Takes such a permission back before its end.
+    BreakGlassRevoke {
+        /// Which.
+        id: Uuid,
+        /// Who takes it back.
+        by: String,
+    },
+    /// Retires a service that nothing depends on: its roles and tokens are taken away.
+    ServiceRetire {
+        /// Which.
+        name: ServiceName,
+        /// Who retires it.
+        by: String,
+    },
     /// Creates a subscription or replaces what is declared of it.
     SubscriptionPut(Subscription),
 }
 
 /// What became of an attempt by a service that is not the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Recorded and let through.
     Observed,
@@ -222,15 +257,21 @@ pub enum Verdict {
     Rejected,
     /// Let through because PostgreSQL cannot stop a superuser.
     Privileged,
+    /// Let through because an admin had permitted it for a time.
+    BreakGlass,
 }
 
 impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 4] = [Self::Observed, Self::Rejected, Self::Privileged, Self::BreakGlass];
+
     /// The lower-case word used in the database and in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Observed => "observed",
             Self::Rejected => "rejected",
             Self::Privileged => "privileged",
+            Self::BreakGlass => "break_glass",
         }
     }
 }

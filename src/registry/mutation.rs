@@ -70,7 +70,10 @@ pub(super) fn check(mutations: &[Mutation]) -> Result<(), Error> {
                     text("columns", facts.description.as_deref().unwrap_or_default())?;
                 }
             }
-            Mutation::OwnershipTransfer { .. } => {}
+            Mutation::OwnershipTransfer { .. }
+            | Mutation::BreakGlassRevoke { .. }
+            | Mutation::ServiceRetire { .. } => {}
+            Mutation::BreakGlassGrant { reason, .. } => text("reason", reason)?,
             Mutation::SubscriptionPut(subscription) => {
                 text("name", &subscription.name)?;
                 one_source(&subscription.datasets)?;

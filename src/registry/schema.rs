@@ -14,6 +14,8 @@ diesel::table! {
         team -> Nullable<Text>,
         contact -> Nullable<Text>,
         created_at -> Timestamptz,
+        retired_at -> Nullable<Timestamptz>,
+        retired_by -> Nullable<Text>,
     }
 }
 
@@ -178,6 +180,22 @@ diesel::table! {
 }
 
 diesel::joinable!(findings -> sources (source_id));
+diesel::table! {
+    break_glass (id) {
+        id -> Uuid,
+        dataset_id -> Int4,
+        service_id -> Int4,
+        reason -> Text,
+        granted_by -> Text,
+        granted_at -> Timestamptz,
+        expires_at -> Timestamptz,
+        revoked_at -> Nullable<Timestamptz>,
+        revoked_by -> Nullable<Text>,
+    }
+}
+
+diesel::joinable!(break_glass -> datasets (dataset_id));
+diesel::joinable!(break_glass -> services (service_id));
 diesel::joinable!(datasets -> sources (source_id));
 diesel::joinable!(datasets -> services (owner_id));
 diesel::joinable!(service_roles -> sources (source_id));
@@ -186,6 +204,7 @@ diesel::joinable!(ownership_switches -> datasets (dataset_id));
 diesel::joinable!(subscriptions -> services (service_id));
 diesel::joinable!(tokens -> services (service_id));
 diesel::allow_tables_to_appear_in_same_query!(
+    break_glass,
     services,
     sources,
     findings,

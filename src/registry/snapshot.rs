@@ -1,12 +1,15 @@
 //! Answers from memory. Everything here is pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
+use super::break_glass::BreakGlass;
 use super::token::{self, Grant, TokenId};
-use super::transfer::{Tenure, Transfer};
+use super::transfer::{Tenure, Transfer, TransferState};
 use super::{Dataset, Error, Revision, Service, Snapshot, Source, Subscription};
 use crate::vocab::{DatasetId, DatasetName, Mode, RoleName, ServiceName, SourceName};
 
@@ -21,6 +24,21 @@ pub struct Decision {
     pub mode: Mode,
     /// The revision this answer is taken from.
     pub revision: Revision,
+}
+
+/// Something that has no service when its service is retired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// `dataset`, `subscription`, `transfer` or `permission`.
+    pub kind: &'static str,
+    /// Its name or number.
+    pub name: String,
+}
+
+impl fmt::Display for Orphan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
 }
 
 impl Snapshot {
@@ -53,6 +71,8 @@ impl Snapshot {
                 .collect(),
             service_by_role,
             aliases: HashMap::new(),
+            break_glass: BTreeMap::new(),
+            retired: BTreeMap::new(),
             tenures: HashMap::new(),
             transfers: BTreeMap::new(),
             grants: HashMap::new(),
@@ -81,6 +101,33 @@ impl Snapshot {
         let mut names: Vec<&DatasetName> = of.map(|(name, _)| name).collect();
         names.sort_unstable();
         names
+    }
+
+    /// The same with permissions to break glass and services that were retired.
+    pub(super) fn with_exceptions(
+        self,
+        break_glass: BTreeMap<Uuid, BreakGlass>,
+        retired: BTreeMap<ServiceName, DateTime<Utc>>,
+    ) -> Self {
+        Self { break_glass, retired, ..self }
+    }
+
+    /// What would be left without its service if `service` were retired at `now`.
+    pub fn orphans_of(&self, service: &ServiceName, now: DateTime<Utc>) -> Vec<Orphan> {
+        let datasets = self.owned_by(service);
+        let datasets = datasets.map(|dataset| ("dataset", dataset.name.to_string()));
+        let subscriptions = self.subscriptions.values().filter(|it| it.service == *service);
+        let subscriptions = subscriptions.map(|it| ("subscription", it.name.clone()));
+        let transfers = self.transfers.values().filter(|transfer| {
+            (transfer.from == *service || transfer.to == *service)
+                && transfer.state(now) == TransferState::Proposed
+        });
+        let transfers = transfers.map(|transfer| ("transfer", transfer.id.to_string()));
+        let permissions = self.break_glass.values();
+        let permissions = permissions.filter(|it| it.service == *service && it.is_active(now));
+        let permissions = permissions.map(|it| ("permission", it.id.to_string()));
+        let all = datasets.chain(subscriptions).chain(transfers).chain(permissions);
+        all.map(|(kind, name)| Orphan { kind, name }).collect()
     }
 
     /// The same with why the owners are owners, and who may be the next.

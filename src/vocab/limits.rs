@@ -36,6 +36,12 @@ pub const TRANSFER_VALID_DEFAULT: chrono::TimeDelta = chrono::TimeDelta::days(7)
 /// See [`TRANSFER_VALID_DEFAULT`]; what nobody has accepted in so long nobody remembers.
 pub const TRANSFER_VALID_MAX: chrono::TimeDelta = chrono::TimeDelta::days(90);
 
+/// Longest that glass may be broken for: longer, and it is a hand-over.
+pub const BREAK_GLASS_VALID_MAX: chrono::TimeDelta = chrono::TimeDelta::hours(24);
+
+/// Permissions to break glass shown of a dataset, the latest ones.
+pub const BREAK_GLASS_SHOWN_MAX: usize = 100;
+
 /// Longest reason given for a transfer or a permission, in bytes; a paragraph fits.
 pub const REASON_BYTES_MAX: usize = 1_000;
 

@@ -147,6 +147,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
         [false, false, true, true, true],
     ),
     ("Query", "transfers", "transfers { nodes { id } }", TOKEN),
+    ("Mutation", "serviceRetire", "serviceRetire(input: {name: \"nobody\"}) { revision }", ADMIN),
     ("Mutation", "serviceRegister", "serviceRegister(input: {name: \"new\"}) { revision }", ADMIN),
     (
         "Mutation",
@@ -253,6 +254,14 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ("Mutation", "ownershipTransferCancel", "ownershipTransferCancel(input: {id: 1}) { revision }", OWNER),
     ("Mutation", "ownershipTransferAccept", "ownershipTransferAccept(input: {id: 1}) { revision }", RECEIVER),
     ("Mutation", "tokenCreate", "tokenCreate(input: {service: \"orders\"}) { revision }", ADMIN),
+    (
+        "Mutation",
+        "breakGlassGrant",
+        "breakGlassGrant(input: {dataset: \"shop.public.orders\", service: \"billing\", reason: \"test\",
+            expiresAt: \"2001-01-01T00:00:00Z\"}) { revision }",
+        ADMIN,
+    ),
+    ("Mutation", "breakGlassRevoke", "breakGlassRevoke(input: {id: \"x\"}) { revision }", ADMIN),
     ("Mutation", "tokenRevoke", "tokenRevoke(input: {id: \"TOKEN\"}) { revision }", OWNER),
 ];
 

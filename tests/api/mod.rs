@@ -8,6 +8,7 @@ mod graphql;
 mod history;
 mod manifest;
 mod operation;
+mod retire;
 mod schema;
 mod socket;
 mod token;

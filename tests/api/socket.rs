@@ -199,6 +199,45 @@ async fn violations_arrive_on_a_socket() {
 }
 
 #[tokio::test]
+async fn new_owners_arrive_on_a_socket_and_nothing_else() {
+    let shop = Shop::declared().await;
+    let orders = shop.cluster.connect_as("shop", "orders_app").await;
+    let mut socket = Socket::acknowledged(&shop).await;
+    let follow = format!(
+        "subscription {{ ownershipChanges(datasets: [\"{ORDERS}\"], after: \"earliest\") {{
+            dataset from to mode transfer position event }} }}"
+    );
+    socket.subscribe("o", &follow).await;
+    orders.batch_execute("INSERT INTO orders VALUES (1, 'open'); TRUNCATE orders").await.unwrap();
+    let propose = format!(
+        "mutation {{ ownershipTransferPropose(input: {{dataset: \"{ORDERS}\", to: \"billing\",
+            reason: \"refunds\"}}) {{ transfer {{ id }} }} }}"
+    );
+    shop.data(&propose, json!({})).await;
+    let accept = "mutation { ownershipTransferAccept(input: {id: 1}) { transfer { state } } }";
+    shop.data(accept, json!({})).await;
+    let told = socket.next().await;
+    let change = &told["payload"]["data"]["ownershipChanges"];
+    for (name, value) in [
+        ("dataset", ORDERS),
+        ("from", "orders"),
+        ("to", "billing"),
+        ("mode", "enforce"),
+        ("transfer", "1"),
+    ] {
+        assert_eq!(change[name], value, "{told}");
+    }
+    assert_eq!(change["event"]["position"], change["position"], "{told}");
+    assert_eq!(change["event"]["ownership"]["reason"], "refunds", "{told}");
+    let observe = "mutation($d: String!) { datasetSetMode(input: {dataset: $d, mode: OBSERVE}) {
+        userErrors { message } } }";
+    shop.data(observe, json!({ "d": ORDERS })).await;
+    let told = socket.next().await;
+    let change = &told["payload"]["data"]["ownershipChanges"];
+    assert_eq!((&change["to"], &change["mode"]), (&json!("billing"), &json!("observe")), "{told}");
+}
+
+#[tokio::test]
 async fn sockets_are_closed_when_the_server_is_stopped() {
     let mut shop = Shop::declared().await;
     let mut socket = Socket::acknowledged(&shop).await;

@@ -35,4 +35,10 @@ async fn a_dataset_is_handed_over_by_the_two_who_are_concerned() {
     assert!(lines[0].contains("completed") && lines[1].contains("declined"), "{list}");
     let open = cadastre(&server, &["transfer", "list", "--open"]).await.exited(0).stdout;
     assert_eq!(open.lines().count(), 1, "{open}");
+
+    // The dataset has gone, so that nothing keeps the service; the other has everything now.
+    let Ran { stderr, .. } = cadastre(&server, &["service", "retire", "billing"]).await.exited(1);
+    assert!(stderr.contains("would orphan dataset shop.public.orders"), "{stderr}");
+    cadastre(&server, &["service", "retire", "orders"]).await.exited(0);
+    cadastre(&server, &["service", "retire", "orders"]).await.exited(1);
 }

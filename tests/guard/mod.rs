@@ -2,6 +2,7 @@
 //! what the registry and the feed say of it afterwards.
 
 mod attribution;
+mod break_glass;
 mod change;
 mod ddl;
 mod drift;

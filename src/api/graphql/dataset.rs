@@ -8,6 +8,7 @@ use std::sync::Arc;
 use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
+use super::break_glass::BreakGlassNode;
 use super::finding::{self, FindingNode, UnverifiedRangeNode};
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{GuardState, Mode, Verdict, shared};
@@ -202,6 +203,17 @@ impl DatasetNode {
             verdict: verdict.map(Into::into),
         };
         Some(violation::list(ctx, &self.snapshot, &filter, first, after).await)
+    }
+
+    /// Permissions for others to write it for a time, the newest hundred.
+    #[graphql(complexity = "DATABASE_COST + child_complexity")]
+    async fn break_glass(&self, ctx: &Context<'_>) -> Option<Result<Vec<BreakGlassNode>, Problem>> {
+        let registry = &shared(ctx).context.registry;
+        let grants = registry.break_glass_of(self.dataset.id, limits::BREAK_GLASS_SHOWN_MAX).await;
+        Some(grants.map_err(Problem::from).map(|grants| {
+            let node = |grant| BreakGlassNode { snapshot: Arc::clone(&self.snapshot), grant };
+            grants.into_iter().map(node).collect()
+        }))
     }
 
     /// Its guard.

@@ -14,6 +14,7 @@
 //! Resolvers fail with a [`Problem`](super::problem::Problem); `failure` gives every error its
 //! `extensions.code` and the request's id in one place.
 
+mod break_glass;
 mod dataset;
 mod failure;
 mod feed_subscription;

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, InputObject, MergedObject, Object, SimpleObject};
+use chrono::Utc;
 
+use super::break_glass::BreakGlassMutation;
 use super::dataset::DatasetNode;
 use super::feed_subscription::SubscriptionMutation;
 use super::leave::LeaveMutation;
@@ -176,6 +178,13 @@ struct ServiceRegisterInput {
     roles: Vec<ServiceRolesInput>,
 }
 
+/// A service to be retired.
+#[derive(InputObject)]
+struct ServiceRetireInput {
+    /// Its name.
+    name: String,
+}
+
 /// A source as declared.
 #[derive(InputObject)]
 struct SourceRegisterInput {
@@ -227,7 +236,7 @@ struct DatasetSetModeInput {
     mode: Mode,
 }
 
-/// What `serviceRegister` did.
+/// What a mutation of a service did.
 #[derive(SimpleObject)]
 struct ServiceRegisterPayload {
     /// As it is now.
@@ -284,6 +293,7 @@ pub(in crate::api) struct Mutation(
     SubscriptionMutation,
     LeaveMutation,
     TransferMutation,
+    BreakGlassMutation,
     TokenMutation,
 );
 
@@ -300,6 +310,16 @@ impl RegistryMutation {
         input: ServiceRegisterInput,
     ) -> Option<Result<ServiceRegisterPayload, Problem>> {
         Some(service_register(ctx, input).await)
+    }
+
+    /// Retires a service: its roles and tokens are taken away, its name and history stay. Refused
+    /// with the list of what it would orphan.
+    async fn service_retire(
+        &self,
+        ctx: &Context<'_>,
+        input: ServiceRetireInput,
+    ) -> Option<Result<ServiceRegisterPayload, Problem>> {
+        Some(service_retire(ctx, &input.name).await)
     }
 
     /// Registers a source, or replaces its connection string.
@@ -356,6 +376,32 @@ async fn service_register(
     Ok(match change(ctx, put).await? {
         Outcome::Done(revision) => ServiceRegisterPayload {
             service: ServiceNode::find(&shared(ctx).context.registry.snapshot(), &name),
+            user_errors: Vec::new(),
+            revision: Some(revision),
+        },
+        Outcome::Refused(user_errors) => refused(user_errors),
+    })
+}
+
+async fn service_retire(ctx: &Context<'_>, name: &str) -> Result<ServiceRegisterPayload, Problem> {
+    let refused =
+        |user_errors| ServiceRegisterPayload { service: None, user_errors, revision: None };
+    let mut fields = Fields::default();
+    let Some(name) = fields.parse::<ServiceName>(name, &["input", "name"])? else {
+        return Ok(refused(fields.errors));
+    };
+    let registry = &shared(ctx).context.registry;
+    let orphans = registry.snapshot().orphans_of(&name, Utc::now());
+    if !orphans.is_empty() {
+        let orphan = |orphan: &registry::Orphan| {
+            UserError::conflict(format!("retiring \"{name}\" would orphan {orphan}"), "name")
+        };
+        return Ok(refused(orphans.iter().map(orphan).collect()));
+    }
+    let retire = registry::Mutation::ServiceRetire { name: name.clone(), by: caller(ctx)?.actor() };
+    Ok(match change(ctx, retire).await? {
+        Outcome::Done(revision) => ServiceRegisterPayload {
+            service: ServiceNode::find(&registry.snapshot(), &name),
             user_errors: Vec::new(),
             revision: Some(revision),
         },

@@ -50,6 +50,8 @@ pub(super) enum Verdict {
     Rejected,
     /// Let through because PostgreSQL cannot stop a superuser.
     Privileged,
+    /// Let through because an admin had permitted it for a time.
+    BreakGlass,
 }
 
 /// What the resolvers of this request can reach.

@@ -117,6 +117,11 @@ impl ServiceNode {
         Some(violation::list(ctx, &self.snapshot, &filter, first, after).await)
     }
 
+    /// When it was retired; null while it is not.
+    async fn retired_at(&self) -> Option<DateTime<Utc>> {
+        self.snapshot.retired.get(&self.service.name).copied()
+    }
+
     /// When it was registered.
     async fn created_at(&self) -> DateTime<Utc> {
         self.service.created_at

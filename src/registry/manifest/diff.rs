@@ -56,7 +56,10 @@ fn fields(mutation: &Mutation) -> Vec<(String, String)> {
     };
     match mutation {
         // No manifest says this.
-        Mutation::OwnershipTransfer { .. } => {}
+        Mutation::OwnershipTransfer { .. }
+        | Mutation::BreakGlassGrant { .. }
+        | Mutation::BreakGlassRevoke { .. }
+        | Mutation::ServiceRetire { .. } => {}
         Mutation::SourcePut { url, .. } => field("url", Some(url.clone())),
         Mutation::ServicePut { team, contact, roles, .. } => {
             field("team", quoted(team.as_deref()));

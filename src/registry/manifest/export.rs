@@ -82,6 +82,7 @@ pub(super) fn export(snapshot: &Snapshot) -> String {
         services: snapshot
             .services
             .iter()
+            .filter(|(name, _)| !snapshot.retired.contains_key(*name))
             .map(|(name, service)| {
                 let (team, contact) = (service.team.as_deref(), service.contact.as_deref());
                 (name, Service { team, contact, roles: &service.roles })

@@ -150,6 +150,8 @@ fn identity(mutation: &Mutation) -> (&'static str, &str) {
     match mutation {
         // No manifest says this.
         Mutation::OwnershipTransfer { .. } => ("transfer", ""),
+        Mutation::BreakGlassGrant { .. } | Mutation::BreakGlassRevoke { .. } => ("permission", ""),
+        Mutation::ServiceRetire { name, .. } => ("service", name.as_str()),
         Mutation::SourcePut { name, .. } => ("source", name.as_str()),
         Mutation::ServicePut { name, .. } => ("service", name.as_str()),
         Mutation::DatasetPut { name, .. } => ("dataset", name.as_str()),
@@ -160,7 +162,9 @@ fn identity(mutation: &Mutation) -> (&'static str, &str) {
 /// The mutations that would make the registry what it is, in the order of a manifest.
 fn registered(snapshot: &Snapshot) -> impl Iterator<Item = Mutation> {
     let sources = snapshot.sources.values().map(|source| source_put(source));
-    let services = snapshot.services.values().map(|service| service_put(service));
+    let services = snapshot.services.values();
+    let services = services.filter(|service| !snapshot.retired.contains_key(&service.name));
+    let services = services.map(|service| service_put(service));
     let datasets = snapshot.datasets.values().map(|dataset| dataset_put(dataset));
     let subscriptions = snapshot.subscriptions.values();
     let subscriptions = subscriptions.map(|it| Mutation::SubscriptionPut(it.as_ref().clone()));

@@ -44,7 +44,10 @@ fn applied(mutations: &[Mutation]) -> Snapshot {
     for mutation in mutations.iter().cloned() {
         let created_at = DateTime::UNIX_EPOCH;
         match mutation {
-            Mutation::OwnershipTransfer { .. } => unreachable!("no manifest says this"),
+            Mutation::OwnershipTransfer { .. }
+            | Mutation::BreakGlassGrant { .. }
+            | Mutation::BreakGlassRevoke { .. }
+            | Mutation::ServiceRetire { .. } => unreachable!("no manifest says this"),
             Mutation::SourcePut { name, url } => {
                 sources.push(Source {
                     id: SourceId(1),

@@ -23,7 +23,11 @@ pub(super) fn validate(manifest: &Manifest, snapshot: &Snapshot) -> Vec<Finding>
             }
         };
         match mutation {
-            Mutation::SourcePut { .. } | Mutation::OwnershipTransfer { .. } => {}
+            Mutation::SourcePut { .. }
+            | Mutation::OwnershipTransfer { .. }
+            | Mutation::BreakGlassGrant { .. }
+            | Mutation::BreakGlassRevoke { .. }
+            | Mutation::ServiceRetire { .. } => {}
             Mutation::ServicePut { roles, .. } => {
                 for source in roles.keys() {
                     let field = ["roles", source.as_str()];

@@ -1,5 +1,6 @@
 //! The registry's SQL, one function per question. Callers own the connection.
 
+mod break_glass;
 mod evolve;
 mod finding;
 mod gap;
@@ -12,6 +13,7 @@ mod violation;
 mod write;
 mod writer;
 
+pub(super) use break_glass::break_glass_of;
 pub(super) use evolve::{
     couplings, evolutions_record, known_tables, schema_history, unowned_count, unowned_tables,
 };

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::{evolve, token, transfer, unreadable};
+use super::{break_glass, evolve, token, transfer, unreadable};
 use crate::registry::schema::{
     datasets, ownership_periods, registry_state, service_roles, services, sources, subscriptions,
 };
@@ -39,7 +39,9 @@ pub(in crate::registry) async fn snapshot(
     let snapshot = Snapshot::new(revision, services, sources, datasets, subscriptions);
     let tenures = load_tenures(connection).await?;
     let transfers = transfer::proposed(connection).await?;
-    let snapshot = snapshot.with_tenures(tenures, transfers);
+    let (break_glass, retired) =
+        (break_glass::active(connection).await?, load_retired(connection).await?);
+    let snapshot = snapshot.with_tenures(tenures, transfers).with_exceptions(break_glass, retired);
     Ok(snapshot.with_grants(grants).with_aliases(aliases))
 }
 
@@ -85,7 +87,9 @@ async fn load_services(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Se
     }
     // Sorted here and not by PostgreSQL: the database's collation is not this program's order.
     roles.values_mut().flat_map(BTreeMap::values_mut).for_each(|roles| roles.sort());
-    let rows: Vec<Row> = services::table.load(connection).await?;
+    let columns =
+        (services::id, services::name, services::team, services::contact, services::created_at);
+    let rows: Vec<Row> = services::table.select(columns).load(connection).await?;
     let read = |(id, name, team, contact, created_at): Row| {
         Ok(Service {
             id,
@@ -148,6 +152,21 @@ async fn load_datasets(connection: &mut AsyncPgConnection) -> QueryResult<Vec<Da
         })
     };
     rows.into_iter().map(read).collect()
+}
+
+/// Services that were retired, and when.
+async fn load_retired(
+    connection: &mut AsyncPgConnection,
+) -> QueryResult<BTreeMap<ServiceName, DateTime<Utc>>> {
+    let rows: Vec<(String, Option<DateTime<Utc>>)> = services::table
+        .filter(services::retired_at.is_not_null())
+        .select((services::name, services::retired_at))
+        .load(connection)
+        .await?;
+    let read = |(name, at): (String, Option<DateTime<Utc>>)| {
+        Some(at.map(|at| Ok((name.parse().map_err(unreadable)?, at)))).flatten()
+    };
+    rows.into_iter().filter_map(read).collect()
 }
 
 /// Why the present owners are owners.

@@ -237,6 +237,7 @@ async fn service_number(
 ) -> Result<i32, Error> {
     let found: Option<i32> = services::table
         .filter(services::name.eq(service.as_str()))
+        .filter(services::retired_at.is_null())
         .select(services::id)
         .first(connection)
         .await

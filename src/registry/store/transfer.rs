@@ -157,6 +157,7 @@ pub(in crate::registry) async fn transfer_propose(
             }
             let to_id: Option<i32> = services::table
                 .filter(services::name.eq(new.to.as_str()))
+                .filter(services::retired_at.is_null())
                 .select(services::id)
                 .first(connection)
                 .await

@@ -53,8 +53,7 @@ impl From<&NewViolation> for Row {
 
 impl Row {
     fn read(self, id: i64) -> QueryResult<Violation> {
-        let known = [Verdict::Observed, Verdict::Rejected, Verdict::Privileged];
-        let verdict = known.into_iter().find(|known| known.as_str() == self.verdict);
+        let verdict = Verdict::ALL.into_iter().find(|known| known.as_str() == self.verdict);
         let unknown = || unreadable(std::io::Error::other("a violation has an unknown verdict"));
         Ok(Violation {
             id,

@@ -9,10 +9,10 @@ use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 
-use super::{read, transfer};
+use super::{break_glass, read, transfer};
 use crate::registry::follow::CHANNEL;
 use crate::registry::schema::{
-    datasets, registry_state, service_roles, services, sources, subscriptions,
+    datasets, registry_state, service_roles, services, sources, subscriptions, tokens,
 };
 use crate::registry::{Decided, Error, GuardState, Mutation, Snapshot, Subscription};
 use crate::vocab::{DatasetId, DatasetName, RoleName, ServiceName, SourceName};
@@ -34,8 +34,11 @@ impl Known {
             .select((sources::name, sources::id))
             .load(connection)
             .await?;
-        let services: Vec<(String, i32)> =
-            services::table.select((services::name, services::id)).load(connection).await?;
+        let services: Vec<(String, i32)> = services::table
+            .filter(services::retired_at.is_null())
+            .select((services::name, services::id))
+            .load(connection)
+            .await?;
         Ok(Self {
             sources: sources.into_iter().collect(),
             services: services.into_iter().collect(),
@@ -71,6 +74,9 @@ pub(in crate::registry) async fn apply(
                     }
                     Mutation::DatasetPut { .. }
                     | Mutation::OwnershipTransfer { .. }
+                    | Mutation::BreakGlassGrant { .. }
+                    | Mutation::BreakGlassRevoke { .. }
+                    | Mutation::ServiceRetire { .. }
                     | Mutation::SubscriptionPut(_) => {}
                 }
             }
@@ -80,13 +86,33 @@ pub(in crate::registry) async fn apply(
                 put_dataset(connection, mutation, &known, decided).await?;
             }
             for mutation in mutations {
-                if let Mutation::OwnershipTransfer { transfer, by } = mutation {
-                    transfer::complete(connection, *transfer, by).await?;
+                match mutation {
+                    Mutation::OwnershipTransfer { transfer, by } => {
+                        transfer::complete(connection, *transfer, by).await?;
+                    }
+                    Mutation::BreakGlassGrant { dataset, service, .. } => {
+                        let dataset = require_dataset(connection, dataset, &known).await?;
+                        let parties = (dataset, known.service(service)?);
+                        break_glass::put(connection, mutation, parties).await?;
+                    }
+                    Mutation::BreakGlassRevoke { id, by } => {
+                        break_glass::revoke(connection, *id, by).await?;
+                    }
+                    Mutation::SourcePut { .. }
+                    | Mutation::ServicePut { .. }
+                    | Mutation::DatasetPut { .. }
+                    | Mutation::ServiceRetire { .. }
+                    | Mutation::SubscriptionPut(_) => {}
                 }
             }
             for mutation in mutations {
                 if let Mutation::SubscriptionPut(subscription) = mutation {
                     put_subscription(connection, subscription, &known).await?;
+                }
+            }
+            for mutation in mutations {
+                if let Mutation::ServiceRetire { name, by } = mutation {
+                    retire(connection, name, by, &known).await?;
                 }
             }
             finish(connection).await
@@ -192,7 +218,10 @@ async fn put_service(
     team: Option<&str>,
     contact: Option<&str>,
 ) -> QueryResult<()> {
-    let declared = (services::team.eq(team), services::contact.eq(contact));
+    // Who declares a service that was retired takes it up again.
+    let present =
+        (services::retired_at.eq(None::<DateTime<Utc>>), services::retired_by.eq(None::<&str>));
+    let declared = (services::team.eq(team), services::contact.eq(contact), present);
     diesel::insert_into(services::table)
         .values((services::name.eq(name.as_str()), declared))
         .on_conflict(services::name)
@@ -201,6 +230,32 @@ async fn put_service(
         .execute(connection)
         .await
         .map(drop)
+}
+
+/// Retires a service that nothing would miss: its roles are given up and its tokens revoked.
+async fn retire(
+    connection: &mut AsyncPgConnection,
+    name: &ServiceName,
+    by: &str,
+    known: &Known,
+) -> Result<(), Error> {
+    let id = known.service(name)?;
+    let orphans = read::snapshot(connection).await?.orphans_of(name, Utc::now());
+    if !orphans.is_empty() {
+        let orphans: Vec<String> = orphans.iter().map(ToString::to_string).collect();
+        let message = format!("retiring service \"{name}\" would orphan {}", orphans.join(", "));
+        return Err(Error::Conflict { message });
+    }
+    let roles = service_roles::table.filter(service_roles::service_id.eq(id));
+    diesel::delete(roles).execute(connection).await?;
+    let valid =
+        tokens::table.filter(tokens::service_id.eq(id)).filter(tokens::revoked_at.is_null());
+    diesel::update(valid).set(tokens::revoked_at.eq(diesel::dsl::now)).execute(connection).await?;
+    diesel::update(services::table.find(id))
+        .set((services::retired_at.eq(diesel::dsl::now), services::retired_by.eq(by)))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Replaces the roles of every service in the list: all are given up before any is claimed, so
@@ -464,17 +519,16 @@ async fn require_dataset(
     connection: &mut AsyncPgConnection,
     name: &DatasetName,
     known: &Known,
-) -> Result<(), Error> {
-    let registered = datasets::table
+) -> Result<i32, Error> {
+    let registered: Option<i32> = datasets::table
         .filter(datasets::source_id.eq(known.source(name.source())?))
         .filter(datasets::schema_name.eq(name.schema()))
-        .filter(datasets::table_name.eq(name.table()));
-    let found: bool =
-        diesel::select(diesel::dsl::exists(registered)).get_result(connection).await?;
-    if found {
-        return Ok(());
-    }
-    Err(Error::NotFound { kind: "dataset", name: name.to_string() })
+        .filter(datasets::table_name.eq(name.table()))
+        .select(datasets::id)
+        .first(connection)
+        .await
+        .optional()?;
+    registered.ok_or_else(|| Error::NotFound { kind: "dataset", name: name.to_string() })
 }
 
 /// As stored: sorted, each once.
