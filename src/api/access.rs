@@ -81,6 +81,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "violations", Needs::Token),
     ("Query", "history", Needs::Token),
     ("Query", "driftFindings", Needs::Token),
+    ("Query", "unownedTables", Needs::Token),
     ("Query", "subscription", Needs::Token),
     ("Query", "subscriptions", Needs::Token),
     ("Query", "deadLetters", Needs::Token),

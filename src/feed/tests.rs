@@ -201,7 +201,7 @@ async fn a_subscriber_gets_the_rows_and_columns_it_asked_for_and_others_get_all(
     };
     let request =
         Request { datasets: vec![name("shop.public.orders")], after: After::Now, ops: None, shape };
-    let mut some = fixture.desk.open(&fixture.snapshot, &request).await.unwrap();
+    let mut some = fixture.desk.open(&fixture.snapshot, &request, &Part::default()).await.unwrap();
     let mut builder = BatchBuilder::new();
     for n in 1..=3 {
         let encode = |out: &mut Vec<u8>| {
@@ -252,6 +252,7 @@ async fn a_reader_that_is_cut_is_told_of_the_gap_and_goes_on() {
         name: "shop".parse().unwrap(),
         url: "postgresql://app@localhost/shopdb".to_owned(),
         epoch: Epoch::FIRST,
+        leaving: false,
         created_at: Utc::now(),
     };
     fixture.snapshot.sources.insert(source.name.clone(), Arc::new(source));

@@ -131,7 +131,10 @@ impl Governor {
         let mut without = false;
         for table in tables(&client, source).await.map_err(fail)? {
             if snapshot.datasets.contains_key(&table.name)
-                || !preflight::table(&client, &table.name, &[], false).await.map_err(fail)?.is_empty()
+                || !preflight::table(&client, &table.name, &[], false)
+                    .await
+                    .map_err(fail)?
+                    .is_empty()
             {
                 continue;
             }

@@ -70,6 +70,8 @@ pub(super) fn desired(
         match mutation {
             Mutation::ServicePut { name, roles, .. } => {
                 for (source_name, source) in &mut sources {
+                    // Whoever declares a service that was retired takes it up again.
+                    source.retired.remove(name);
                     let wanted: BTreeSet<RoleName> =
                         roles.get(source_name).into_iter().flatten().cloned().collect();
                     let had = source.roles.get(name).cloned().unwrap_or_default();
@@ -88,7 +90,8 @@ pub(super) fn desired(
                 let columns = columns.keys().cloned().collect();
                 let present = source.datasets.get(name).filter(|present| present.owner == *owner);
                 let tenure = present.map(|present| present.tenure.clone()).unwrap_or_default();
-                let wanted = Guarded { owner: owner.clone(), mode: *mode, columns, dropped, tenure };
+                let wanted =
+                    Guarded { owner: owner.clone(), mode: *mode, columns, dropped, tenure };
                 source.roles.entry(owner.clone()).or_default();
                 let pending = snapshot
                     .datasets

@@ -20,11 +20,13 @@ impl Decided {
     /// Decided by somebody who saw this.
     pub fn on(snapshot: &Snapshot, mutations: &[Mutation], by: impl Into<String>) -> Self {
         let changed = mutations.iter().filter_map(|mutation| match mutation {
-            Mutation::DatasetPut { name, .. } => snapshot.datasets.get(name),
+            // Under whichever of its names it is declared.
+            Mutation::DatasetPut { name, .. } => {
+                snapshot.dataset(name).map(|dataset| (name.clone(), dataset.owner.clone()))
+            }
             _ => None,
         });
-        let owners = changed.map(|dataset| (dataset.name.clone(), dataset.owner.clone()));
-        Self { by: by.into(), owners: Some(owners.collect()) }
+        Self { by: by.into(), owners: Some(changed.collect()) }
     }
 
     /// Decided by this program, whatever there is.

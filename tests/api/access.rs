@@ -133,6 +133,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ("Query", "violations", "violations { nodes { id } }", TOKEN),
     ("Query", "history", "history(dataset: \"shop.public.orders\") { nodes { op } }", TOKEN),
     ("Query", "driftFindings", "driftFindings { nodes { id } }", TOKEN),
+    ("Query", "unownedTables", "unownedTables { nodes { table } }", TOKEN),
     ("Query", "subscription", "subscription(name: \"mine\") { name }", TOKEN),
     ("Query", "subscriptions", "subscriptions { nodes { name } }", TOKEN),
     ("Query", "deadLetters", "deadLetters(subscription: \"mine\") { nodes { id } }", TOKEN),

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{ORDERS, Shop, answer};
+use crate::support::{WAIT, eventually};
 
 #[tokio::test]
 async fn a_manifest_is_planned_applied_and_then_changes_nothing() {
@@ -46,6 +47,12 @@ async fn a_plan_that_cannot_be_applied_says_why_and_where() {
 #[tokio::test]
 async fn the_doctor_finds_a_governed_source_in_health() {
     let shop = Shop::declared().await;
+    // The slot streams once capture has come to it.
+    eventually(WAIT, async || {
+        let ready = shop.get("/readyz").send().await.unwrap();
+        ready.status().is_success().then_some(())
+    })
+    .await;
     let (status, needs) = answer(shop.get("/v1/sources/shop/doctor")).await;
     assert_eq!(status, 200, "{needs}");
     let needs = needs.as_array().unwrap();

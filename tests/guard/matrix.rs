@@ -13,8 +13,7 @@ use crate::support::{WAIT, eventually};
 
 /// Roles and tables that the routes need beside the shop's, and ways that others made.
 const SETUP: &str = "
-    CREATE ROLE orders_batch LOGIN IN ROLE orders_app;
-    CREATE ROLE billing_batch LOGIN IN ROLE billing_app;
+    CREATE ROLE orders_batch LOGIN IN ROLE orders_app; CREATE ROLE billing_batch LOGIN IN ROLE billing_app;
     CREATE ROLE migrations;
     GRANT CREATE, USAGE ON SCHEMA public TO migrations;
     CREATE TABLE items (id serial PRIMARY KEY, status text);
@@ -23,20 +22,15 @@ const SETUP: &str = "
     INSERT INTO branch VALUES (1);
     CREATE TABLE parts_gone PARTITION OF parts FOR VALUES FROM (900) TO (999);
     CREATE TABLE parts_came (id int PRIMARY KEY);
-    CREATE TABLE parents (id int PRIMARY KEY);
-    INSERT INTO parents VALUES (1);
+    CREATE TABLE parents (id int PRIMARY KEY); INSERT INTO parents VALUES (1);
     CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE);
     INSERT INTO children VALUES (1, 1);
-    CREATE TABLE elders (id int PRIMARY KEY);
-    INSERT INTO elders VALUES (1);
+    CREATE TABLE elders (id int PRIMARY KEY); INSERT INTO elders VALUES (1);
     CREATE TABLE orphans (id int PRIMARY KEY, elder int REFERENCES elders ON DELETE SET NULL);
     INSERT INTO orphans VALUES (1, 1);
-    ALTER TABLE items OWNER TO orders_app;
-    ALTER TABLE tree OWNER TO orders_app;
-    ALTER TABLE branch OWNER TO orders_app;
-    ALTER TABLE parts_gone OWNER TO orders_app;
-    ALTER TABLE parts_came OWNER TO orders_app;
-    ALTER TABLE children OWNER TO orders_app;
+    ALTER TABLE items OWNER TO orders_app; ALTER TABLE tree OWNER TO orders_app;
+    ALTER TABLE branch OWNER TO orders_app; ALTER TABLE parts_gone OWNER TO orders_app;
+    ALTER TABLE parts_came OWNER TO orders_app; ALTER TABLE children OWNER TO orders_app;
     ALTER TABLE orphans OWNER TO migrations;
     ALTER TABLE elders OWNER TO migrations;
     GRANT ALL ON ALL TABLES IN SCHEMA public TO orders_app, billing_app, stranger;

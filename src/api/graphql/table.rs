@@ -1,16 +1,14 @@
 //! What a dataset's table is and was, what refers to it, and tables that nobody has registered.
 
-#![expect(clippy::unused_async, reason = "async-graphql calls every resolver as a future")]
-
 use std::str::FromStr;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, Json, Object, SimpleObject};
 use chrono::{DateTime, Utc};
 
-use super::source::SourceNode;
 use super::page::{self, Page};
 use super::scalar::shared;
+use super::source::SourceNode;
 use crate::api::code::Code;
 use crate::api::problem::Problem;
 use crate::registry::{
