@@ -33,7 +33,7 @@ impl Shop {
 }
 
 #[tokio::test]
-async fn one_service_writes_anothers_table_for_a_time_and_that_is_on_record() {
+async fn a_service_writes_the_table_of_another_for_a_time_and_that_is_on_record() {
     let shop = Shop::governed("enforce").await;
     let billing = shop.session("billing_app").await;
     let stranger = shop.session("stranger").await;

@@ -128,7 +128,7 @@ async fn nothing_that_a_session_sets_keeps_an_attempt_from_the_record() {
 }
 
 #[tokio::test]
-async fn look_alikes_of_what_the_guard_calls_change_nothing() {
+async fn imitations_of_what_the_guard_calls_change_nothing() {
     let shop = Shop::governed("enforce").await;
     let billing = shop.session("billing_app").await;
     billing
