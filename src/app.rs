@@ -28,7 +28,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::api::{self, Serving, Tokens};
 use crate::capture::Captures;
-use crate::config::{CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions};
+use crate::config::{
+    CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions, SnapshotOptions,
+};
 use crate::embedded::{self, PrivatePostgres};
 use crate::feed::{self, Feed, Sinks, Subscriptions};
 use crate::gateway::{Gateway, Login};
@@ -100,6 +102,9 @@ pub struct Options {
     /// Delivery.
     #[command(flatten)]
     pub delivery: DeliveryOptions,
+    /// Snapshots.
+    #[command(flatten)]
+    pub snapshot: SnapshotOptions,
     /// The HTTP server.
     #[command(flatten)]
     pub http: HttpOptions,
@@ -188,7 +193,12 @@ impl App {
             policies: policies(registry.clone(), options.log.clone()),
             every: options.log.log_sweep,
         };
-        let feed = Feed::new(registry.clone(), log.clone());
+        let feed = Feed::new(
+            registry.clone(),
+            log.clone(),
+            options.postgres.clone(),
+            options.snapshot.clone(),
+        );
         let sinks = Sinks::new(&options.delivery).map_err(Error::Delivery)?;
         let subscriptions = Subscriptions::new(registry.clone(), log.clone(), pool);
         let governor = Governor::new(registry.clone(), options.postgres.clone());

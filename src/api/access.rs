@@ -56,6 +56,7 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     ("GET", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Token),
     ("PUT", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Owner),
     ("DELETE", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Owner),
+    ("GET", "/v1/snapshots", Needs::Token),
     ("GET", "/v1/manifest", Needs::Token),
     // A plan that names sources has the server connect to them: its handler asks for an admin then.
     ("POST", "/v1/manifest/plan", Needs::Token),
@@ -88,6 +89,7 @@ pub(super) const FIELDS: &[(&str, &str, Needs)] = &[
     ("Query", "findings", Needs::Token),
     ("Query", "sources", Needs::Token),
     ("Query", "source", Needs::Token),
+    ("Query", "snapshots", Needs::Token),
     // A service sees its own.
     ("Query", "tokens", Needs::Token),
     ("Query", "transfers", Needs::Token),

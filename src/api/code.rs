@@ -31,8 +31,6 @@ pub(super) enum Code {
     MalformedName,
     /// The position is not of the form of one.
     MalformedPosition,
-    /// Part of the interface that this server does not have.
-    NotSupported,
     /// The log no longer holds what follows this position.
     PositionTrimmed,
     /// The body is larger than allowed.
@@ -59,6 +57,8 @@ pub(super) enum Code {
     TooManyFeeds,
     /// A chunk of the log is not what was stored.
     LogCorrupt,
+    /// As many snapshots are under way as may be.
+    TooManySnapshots,
     /// Something this server depends on does not answer.
     Unavailable,
     /// A fault of this server.
@@ -84,7 +84,6 @@ impl Code {
             Self::BadRequest => "bad_request",
             Self::MalformedName => "malformed_name",
             Self::MalformedPosition => "malformed_position",
-            Self::NotSupported => "not_supported",
             Self::PositionTrimmed => "position_trimmed",
             Self::PayloadTooLarge => "payload_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
@@ -95,6 +94,7 @@ impl Code {
             Self::Busy => "busy",
             Self::TooManyFeeds => "too_many_feeds",
             Self::LogCorrupt => "log_corrupt",
+            Self::TooManySnapshots => "too_many_snapshots",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
@@ -116,10 +116,9 @@ impl Code {
             | Self::UnknownService
             | Self::UnknownSource
             | Self::UnknownSubscription => StatusCode::NOT_FOUND,
-            Self::BadRequest
-            | Self::MalformedName
-            | Self::MalformedPosition
-            | Self::NotSupported => StatusCode::BAD_REQUEST,
+            Self::BadRequest | Self::MalformedName | Self::MalformedPosition => {
+                StatusCode::BAD_REQUEST
+            }
             Self::PositionTrimmed => StatusCode::GONE,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -127,7 +126,9 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Refused | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Conflict | Self::ConstraintViolated => StatusCode::CONFLICT,
-            Self::Busy | Self::TooManyFeeds | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::TooManyFeeds | Self::TooManySnapshots | Self::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::LogCorrupt | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -150,7 +151,6 @@ impl Code {
             Self::BadRequest => "The request is not well formed",
             Self::MalformedName => "The name is not well formed",
             Self::MalformedPosition => "The position is not well formed",
-            Self::NotSupported => "This server does not have that",
             Self::PositionTrimmed => "The log no longer holds this position",
             Self::PayloadTooLarge => "The body is too large",
             Self::UnsupportedMediaType => "The body is of another type than expected",
@@ -161,6 +161,7 @@ impl Code {
             Self::Busy => "A table is locked",
             Self::TooManyFeeds => "Too many feeds are open",
             Self::LogCorrupt => "Part of the log is damaged",
+            Self::TooManySnapshots => "Too many snapshots are under way",
             Self::Unavailable => "A dependency does not answer",
             Self::Internal => "The server failed",
         }

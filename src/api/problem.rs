@@ -14,6 +14,7 @@ use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use serde_json::{Map, Value};
 
 use super::code::Code;
+use crate::capture::snapshot;
 use crate::telemetry::ErrorChain;
 use crate::vocab::{ModeError, NameError, PositionError, Retry, limits};
 use crate::{feed, gateway, guard, log, registry};
@@ -132,7 +133,7 @@ impl Problem {
                     "Bearer realm=\"cadastre\", error=\"invalid_token\"",
                 ));
             }
-            Code::Busy | Code::TooManyFeeds | Code::Unavailable => {
+            Code::Busy | Code::TooManyFeeds | Code::TooManySnapshots | Code::Unavailable => {
                 response.insert_header((header::RETRY_AFTER, RETRY_AFTER.as_secs()));
             }
             Code::MethodNotAllowed => {
@@ -147,7 +148,6 @@ impl Problem {
             | Code::BadRequest
             | Code::MalformedName
             | Code::MalformedPosition
-            | Code::NotSupported
             | Code::PositionTrimmed
             | Code::PayloadTooLarge
             | Code::UnsupportedMediaType
@@ -315,6 +315,20 @@ impl From<feed::Error> for Problem {
                 let detail = format!("{limit} feeds are open, which is as many as may be");
                 Self::new(Code::TooManyFeeds, detail).with("limit", (*limit).into())
             }
+            Error::SnapshotsFull { limit } => {
+                let detail = format!("{limit} snapshots are under way, which is as many as may be");
+                Self::new(Code::TooManySnapshots, detail).with("limit", (*limit).into())
+            }
+            Error::Unsettled { .. } => Self::new(Code::Busy, error.to_string()),
+            Error::Source(cause) => match cause {
+                snapshot::Error::Gone(_) | snapshot::Error::Denied { .. } => {
+                    Self::new(Code::Refused, cause.to_string())
+                }
+                snapshot::Error::Surprise(_) => Self::internal(ErrorChain(&error).to_string()),
+                snapshot::Error::Source(_) => {
+                    Self::new(Code::Unavailable, "the source cannot be read now").caused_by(&error)
+                }
+            },
             Error::Trimmed { earliest } | Error::Log(log::Error::Trimmed { earliest }) => {
                 trimmed(*earliest)
             }

@@ -194,6 +194,7 @@ fn routes(config: &mut web::ServiceConfig) {
                 web::delete().to(rest::dead_letters::drop_letter),
             ],
         ))
+        .service(resource("/v1/snapshots", "GET", [web::get().to(rest::snapshots)]))
         .service(resource("/v1/manifest", "GET", [web::get().to(rest::export)]))
         .service(resource("/v1/manifest/plan", "POST", [web::post().to(rest::plan)]))
         .service(resource("/v1/manifest/apply", "POST", [web::post().to(rest::apply)]))

@@ -163,6 +163,46 @@ impl Event<'_> {
     }
 }
 
+/// What follows the position in the event of a row that was read: nobody can say who wrote it.
+pub(super) const READ_TAIL: &[u8] = b"\",\"writer\":{\"service\":null,\"verified\":false}}";
+
+/// Appends the event of a row that was read, up to its position. `lsn` is where the source's WAL
+/// ended then; the times are that of the snapshot and the present.
+pub(super) fn write_read(
+    relation: &PreparedRelation,
+    row: Tuple<'_>,
+    lsn: Lsn,
+    times_ms: (i64, i64),
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(b"{\"op\":\"r\",\"before\":null,\"after\":");
+    write_after(&relation.columns, Rows { old: None, new: Some(row) }, out);
+    write_of_snapshot(relation, lsn, times_ms, out);
+}
+
+/// Appends, up to its position, the event that voids the rows read so far: a truncate that nobody
+/// made, since all that is left of the table is read anew.
+pub(super) fn write_restart(relation: &PreparedRelation, now_ms: i64, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"op\":\"t\",\"before\":null,\"after\":null");
+    write_of_snapshot(relation, Lsn::ZERO, (now_ms, now_ms), out);
+}
+
+/// From after the rows to before the position, of an event that no transaction made.
+fn write_of_snapshot(
+    relation: &PreparedRelation,
+    lsn: Lsn,
+    (at_ms, now_ms): (i64, i64),
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(&relation.source_part);
+    write_integer(lsn.get(), out);
+    out.extend_from_slice(b",\"txId\":null,\"ts_ms\":");
+    write_integer(at_ms, out);
+    out.extend_from_slice(b",\"snapshot\":\"true\"},\"transaction\":null,\"ts_ms\":");
+    write_integer(now_ms, out);
+    out.extend_from_slice(&relation.dataset_part);
+}
+
 /// The key columns or all columns, as the replica identity has it.
 fn write_before(columns: &[PreparedColumn], old: Old<'_>, out: &mut Vec<u8>) {
     let (tuple, all) = match old {

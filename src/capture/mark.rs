@@ -40,6 +40,11 @@ impl TableKey {
             .unzip();
         Self { columns: Arc::new(KeyColumns::new(names)), indexes: indexes.into() }
     }
+
+    /// No columns: of a table whose events do not go to the log.
+    pub(super) fn none() -> Self {
+        Self { columns: Arc::new(KeyColumns::new(Vec::new())), indexes: Box::default() }
+    }
 }
 
 /// Makes marks; its buffers are kept from one change to the next.

@@ -39,6 +39,7 @@ mod error;
 pub mod json;
 mod mark;
 mod relation;
+pub mod snapshot;
 mod timeline;
 
 pub use budget::{WalLevel, WalStatus};

@@ -77,6 +77,22 @@ impl Table {
         }
     }
 
+    /// A table as the catalog describes it: its published columns and their types, in table order.
+    pub(super) fn of_columns(
+        name: TableName,
+        columns: Vec<(String, u32)>,
+        is_key: impl Fn(&str) -> bool,
+    ) -> Self {
+        let columns = columns.into_iter().map(|(name, type_oid)| TableColumn {
+            key: is_key(&name),
+            name: name.into_bytes().into(),
+            type_oid,
+            type_modifier: -1,
+        });
+        let (identity, key) = (ReplicaIdentity::Default, TableKey::none());
+        Self { name, identity, columns: columns.collect(), key }
+    }
+
     /// The types of its columns.
     pub(super) fn types(&self) -> impl Iterator<Item = u32> {
         self.columns.iter().map(|column| column.type_oid)

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::error::Error;
 use super::output;
-use crate::{api, capture, guard, log};
+use crate::{api, capture, feed, guard, log};
 
 /// Prints a part of what others build against, or writes all of it.
 #[derive(Debug, Args)]
@@ -54,6 +54,7 @@ fn files(part: Part) -> Vec<(String, String)> {
             file("events/change.json", capture::CHANGE_SCHEMA),
             file("events/ownership.json", capture::OWNERSHIP_SCHEMA),
             file("events/gap.json", log::GAP_SCHEMA),
+            file("events/snapshot.json", feed::SNAPSHOT_SCHEMA),
             file("events/schema.json", capture::SCHEMA_SCHEMA),
         ],
         Part::Guard => {

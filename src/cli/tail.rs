@@ -1,7 +1,7 @@
 //! `cadastre tail`: the changes of a dataset as they are committed, one JSON object a line.
 //!
 //! A broken connection is made again from the last position printed, so that the output has no gap
-//! and no double. Before the first change there is no position: a reader that began with `now`
+//! and no double; a snapshot goes on where it was. Before the first change there is no position: a reader that began with `now`
 //! begins with `now` again, and misses what was committed while it was away.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::error::Error;
 use super::lines::{self, Lines};
 use super::signal::Signals;
 use crate::feed::After;
-use crate::vocab::{DatasetName, Position};
+use crate::vocab::DatasetName;
 
 /// Longest pause between attempts to connect again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -27,8 +27,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Tail {
     /// The dataset, `SOURCE.SCHEMA.TABLE`.
     dataset: DatasetName,
-    /// Where to begin: `now`, `earliest`, after a position, or with the first change committed at or
-    /// after a time (2026-11-26T10:00:00Z).
+    /// Where to begin: `now`, `earliest`, after a position, with the first change committed at or
+    /// after a time (2026-11-26T10:00:00Z), or with a `snapshot`: the present rows, then the changes.
+    /// How far it is goes to standard error.
     #[arg(long, default_value = "now")]
     after: String,
     /// End after this many changes.
@@ -38,10 +39,43 @@ pub(crate) struct Tail {
     client: ClientOptions,
 }
 
-/// The part of a change that is needed to go on after it.
+/// The part of an event that is needed to go on after it.
 #[derive(Deserialize)]
 struct Line {
-    position: Position,
+    position: String,
+    snapshot: Option<Progress>,
+}
+
+/// How far a snapshot is.
+#[derive(Deserialize)]
+struct Progress {
+    state: String,
+    rows: u64,
+    rows_estimated: Option<u64>,
+    percent: Option<f64>,
+    eta_ms: Option<u64>,
+}
+
+impl Progress {
+    /// For whoever waits for it.
+    fn say(&self) {
+        match (self.state.as_str(), self.rows_estimated, self.percent) {
+            ("done", ..) => {
+                eprintln!("cadastre: snapshot complete, {} rows; now the changes", self.rows);
+            }
+            (_, Some(estimated), Some(percent)) => {
+                let left = self.eta_ms.map(|ms| Duration::from_secs(ms.div_ceil(1000)));
+                let left = left.map_or_else(String::new, |left| {
+                    format!(", about {} left", humantime::format_duration(left))
+                });
+                eprintln!(
+                    "cadastre: snapshot at {} of about {estimated} rows ({percent:.1} %){left}",
+                    self.rows
+                );
+            }
+            _ => eprintln!("cadastre: snapshot at {} rows", self.rows),
+        }
+    }
 }
 
 /// Where the reader stands.
@@ -127,16 +161,26 @@ fn take(lines: &[u8], cursor: &mut Cursor) -> Result<(Vec<u8>, Option<Problem>),
         if ends.is_some() || cursor.left == Some(0) {
             break;
         }
+        if line.starts_with(b"{\"event\":\"snapshot\"") {
+            let line = parse(line)?;
+            cursor.after = line.position;
+            last = None;
+            line.snapshot.iter().for_each(Progress::say);
+            continue;
+        }
         cursor.left = cursor.left.map(|left| left - 1);
         changes.extend_from_slice(line);
         last = Some(line);
     }
     if let Some(line) = last {
-        let line: Line = serde_json::from_slice(line)
-            .map_err(|source| Error::Answer { url: "the feed".to_owned(), source })?;
-        cursor.after = line.position.to_string();
+        cursor.after = parse(line)?.position;
     }
     Ok((changes, ends))
+}
+
+fn parse(line: &[u8]) -> Result<Line, Error> {
+    serde_json::from_slice(line)
+        .map_err(|source| Error::Answer { url: "the feed".to_owned(), source })
 }
 
 #[cfg(test)]
@@ -165,6 +209,21 @@ mod tests {
         assert_eq!(take(lines.as_bytes(), &mut cursor).unwrap().0, change(1).as_bytes());
         assert_eq!(cursor.left, Some(0));
         assert_eq!(cursor.after, "01-00000000016CA548-00000001");
+    }
+
+    #[test]
+    fn how_far_a_snapshot_is_is_no_change_but_a_place_to_go_on() {
+        let mut cursor = Cursor { after: "snapshot".to_owned(), left: Some(2) };
+        let report = |position: &str| {
+            format!(
+                "{{\"event\":\"snapshot\",\"position\":\"{position}\",\"snapshot\":{{\"state\":\
+                 \"running\",\"rows\":1,\"rows_estimated\":5,\"percent\":20.0,\"eta_ms\":9}}}}\n"
+            )
+        };
+        let lines = format!("{}{}{}", report("a~1~x"), change(1), report("b~2~y"));
+        let (taken, _) = take(lines.as_bytes(), &mut cursor).unwrap();
+        assert_eq!((taken, cursor.left), (change(1).into_bytes(), Some(1)));
+        assert_eq!(cursor.after, "b~2~y");
     }
 
     #[test]

@@ -189,6 +189,29 @@ pub struct DeliveryOptions {
     pub delivery_hold: Duration,
 }
 
+/// Snapshots: reading the present rows of a source for readers that begin with them.
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotOptions {
+    /// Snapshots under way at the same time; the next reader gets 503 and comes back later.
+    #[arg(long, env = "CADASTRE_SNAPSHOTS", default_value_t = 4)]
+    pub snapshots: usize,
+    /// Chunks read at the same time, of all snapshots, and tables that one snapshot reads in
+    /// parallel: each takes a connection to the source.
+    #[arg(long, env = "CADASTRE_SNAPSHOT_CHUNKS", default_value_t = 2)]
+    pub snapshot_chunks: usize,
+    /// Most rows of a chunk. Large ones read faster; each is one transaction in the source, and waits
+    /// in memory for its reader.
+    #[arg(long, env = "CADASTRE_SNAPSHOT_CHUNK_ROWS", default_value_t = 10_000)]
+    pub snapshot_chunk_rows: usize,
+    /// Rows read per second by all snapshots together; 0 is as fast as it goes.
+    #[arg(long, env = "CADASTRE_SNAPSHOT_ROWS_PER_SECOND", default_value_t = 0)]
+    pub snapshot_rows_per_second: u32,
+    /// Longest that a snapshot waits for transactions to end that were writing its tables when it
+    /// began. Too small: it fails beside long ones; too large: its reader waits without a row.
+    #[arg(long, env = "CADASTRE_SNAPSHOT_SETTLE", default_value = "60s", value_parser = duration)]
+    pub snapshot_settle: Duration,
+}
+
 /// The HTTP server.
 #[derive(Debug, Clone, Args)]
 pub struct HttpOptions {
@@ -218,7 +241,14 @@ macro_rules! default_from_flags {
         }
     )*};
 }
-default_from_flags!(PostgresOptions, CaptureOptions, LogOptions, DeliveryOptions, HttpOptions);
+default_from_flags!(
+    PostgresOptions,
+    CaptureOptions,
+    LogOptions,
+    DeliveryOptions,
+    SnapshotOptions,
+    HttpOptions
+);
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,23 @@ enum Changes {
     },
     /// Written anew for this subscriber.
     Own(Vec<(Position, Op, Bytes)>),
+    /// Of a snapshot, or delivered during one.
+    Snapshot(Vec<Event>),
+}
+
+/// An event of a snapshot, or one of the log that was delivered during a snapshot.
+#[derive(Debug, Clone)]
+pub(super) struct Event {
+    /// Up to where the log was read.
+    pub(super) position: Position,
+    /// What a subscriber that has handled it resumes after.
+    pub(super) id: String,
+    /// What subscribers know it as.
+    pub(super) name: &'static str,
+    /// What it tells; `None` when it tells of the snapshot itself.
+    pub(super) op: Option<Op>,
+    /// Its JSON object.
+    pub(super) json: Bytes,
 }
 
 impl Delivery {
@@ -57,40 +74,94 @@ impl Delivery {
         last.map(|last| Self { changes: Changes::Shared { slice, ops, whole }, last })
     }
 
-    /// The changes: each with its JSON object, not copied.
+    /// These events; `None` when there are none.
+    pub(super) fn of_snapshot(events: Vec<Event>) -> Option<Self> {
+        let last = events.last()?.position;
+        Some(Self { changes: Changes::Snapshot(events), last })
+    }
+
+    /// The changes, those of a snapshot included: each with its JSON object, not copied.
     pub fn iter(&self) -> impl Iterator<Item = (Position, Op, Bytes)> {
-        let (shared, own) = match &self.changes {
-            Changes::Shared { slice, ops, .. } => (Some((slice, *ops)), None),
-            Changes::Own(own) => (None, Some(own)),
+        let (shared, own, snapshot) = match &self.changes {
+            Changes::Shared { slice, ops, .. } => (Some((slice, *ops)), None, None),
+            Changes::Own(own) => (None, Some(own), None),
+            Changes::Snapshot(events) => (None, None, Some(events)),
         };
         let shared = shared.into_iter().flat_map(|(slice, ops)| {
             let wanted = slice.iter().filter(move |(entry, _)| ops.has(entry.op));
             wanted.map(|(entry, json)| (entry.position, entry.op, json))
         });
-        shared.chain(own.into_iter().flatten().cloned())
+        let snapshot = snapshot.into_iter().flatten();
+        let snapshot =
+            snapshot.filter_map(|event| Some((event.position, event.op?, event.json.clone())));
+        shared.chain(own.into_iter().flatten().cloned()).chain(snapshot)
     }
 
-    /// The changes as newline-delimited JSON; not copied unless some in between are left out.
+    /// The events: what to resume after when it has been handled, its place in the log, what it
+    /// tells (`None`: how far a snapshot is), and its JSON object.
+    pub fn events(&self) -> impl Iterator<Item = (String, Position, Option<Op>, Bytes)> {
+        let (log, snapshot) = match &self.changes {
+            Changes::Snapshot(events) => (None, Some(events)),
+            Changes::Shared { .. } | Changes::Own(_) => (Some(self.iter()), None),
+        };
+        let log = log.into_iter().flatten();
+        let log = log.map(|(position, op, json)| (position.to_string(), position, Some(op), json));
+        let snapshot = snapshot.into_iter().flatten();
+        log.chain(
+            snapshot.map(|event| (event.id.clone(), event.position, event.op, event.json.clone())),
+        )
+    }
+
+    /// How many changes there are.
+    pub fn changes(&self) -> usize {
+        match &self.changes {
+            Changes::Shared { slice, ops, .. } => wanted(slice, *ops).count(),
+            Changes::Own(own) => own.len(),
+            Changes::Snapshot(events) => events.iter().filter(|event| event.op.is_some()).count(),
+        }
+    }
+
+    /// The events as newline-delimited JSON; not copied unless some in between are left out.
     pub fn ndjson(&self) -> Bytes {
         match &self.changes {
             Changes::Shared { slice, ops, whole } => match slice.lines().filter(|_| *whole) {
                 Some(lines) => lines,
-                None => lines(&wanted(slice, *ops)),
+                None => lines(&wanted(slice, *ops).map(|(.., json)| json)),
             },
-            Changes::Own(own) => lines(&borrowed(own)),
+            Changes::Own(own) => lines(&own.iter().map(|(.., json)| json.as_ref())),
+            Changes::Snapshot(events) => lines(&events.iter().map(|event| event.json.as_ref())),
         }
     }
 
-    /// The changes as server-sent events, whose id is the position: `id: POSITION`,
-    /// `event: change` (or another [`Op::event`]), `data: {…}`, an empty line.
+    /// The events as server-sent events, whose id is the position: `id: POSITION`,
+    /// `event: change` (or another [`Op::event`], or `snapshot`), `data: {…}`, an empty line.
     pub fn sse(&self) -> Bytes {
         match &self.changes {
-            Changes::Shared { slice, ops, .. } => events(&wanted(slice, *ops)),
-            Changes::Own(own) => events(&borrowed(own)),
+            Changes::Shared { slice, ops, .. } => sse(&wanted(slice, *ops)),
+            Changes::Own(own) => sse(&borrowed(own)),
+            Changes::Snapshot(events) => {
+                let size =
+                    |event: &Event| AROUND + event.id.len() + event.name.len() + event.json.len();
+                let mut out = Vec::with_capacity(events.iter().map(size).sum());
+                for event in events {
+                    write_sse(event.id.as_bytes(), event.name, &event.json, &mut out);
+                }
+                out.into()
+            }
         }
     }
 
-    /// Position of the last change: what a subscriber that has handled all resumes after.
+    /// What a subscriber that has handled all resumes after.
+    pub fn last_id(&self) -> String {
+        match &self.changes {
+            Changes::Snapshot(events) => {
+                events.last().map(|event| event.id.clone()).unwrap_or_default()
+            }
+            Changes::Shared { .. } | Changes::Own(_) => self.last.to_string(),
+        }
+    }
+
+    /// Position of the last change; of a snapshot, up to where the log was read.
     pub fn last(&self) -> Position {
         self.last
     }
@@ -105,33 +176,38 @@ fn borrowed(own: &[(Position, Op, Bytes)]) -> impl Iterator<Item = (Position, Op
     own.iter().map(|(position, op, json)| (*position, *op, json.as_ref()))
 }
 
-fn lines<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -> Bytes {
-    let mut out = Vec::with_capacity(changes.clone().map(|(.., json)| json.len() + 1).sum());
-    for (.., json) in changes.clone() {
+fn lines<'a>(events: &(impl Iterator<Item = &'a [u8]> + Clone)) -> Bytes {
+    let mut out = Vec::with_capacity(events.clone().map(|json| json.len() + 1).sum());
+    for json in events.clone() {
         out.extend_from_slice(json);
         out.push(b'\n');
     }
     out.into()
 }
 
-fn events<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -> Bytes {
-    const ID: &[u8] = b"id: ";
-    const EVENT: &[u8] = b"\nevent: ";
-    const DATA: &[u8] = b"\ndata: ";
-    const END: &[u8] = b"\n\n";
-    const AROUND: usize = ID.len() + POSITION_BYTES + EVENT.len() + DATA.len() + END.len();
-    let size = |(_, op, json): (Position, Op, &[u8])| AROUND + op.event().len() + json.len();
+/// Bytes of a server-sent event besides its id, name and data.
+const AROUND: usize = b"id: \nevent: \ndata: \n\n".len();
+
+fn sse<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -> Bytes {
+    let size = |(_, op, json): (Position, Op, &[u8])| {
+        AROUND + POSITION_BYTES + op.event().len() + json.len()
+    };
     let mut out = Vec::with_capacity(changes.clone().map(size).sum());
     for (position, op, json) in changes.clone() {
-        out.extend_from_slice(ID);
-        out.extend_from_slice(&position_text(position));
-        out.extend_from_slice(EVENT);
-        out.extend_from_slice(op.event().as_bytes());
-        out.extend_from_slice(DATA);
-        out.extend_from_slice(json);
-        out.extend_from_slice(END);
+        write_sse(&position_text(position), op.event(), json, &mut out);
     }
     out.into()
+}
+
+/// One server-sent event.
+fn write_sse(id: &[u8], name: &str, data: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(id);
+    out.extend_from_slice(b"\nevent: ");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\ndata: ");
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\n\n");
 }
 
 /// Length of a position's text.

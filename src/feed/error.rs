@@ -1,5 +1,6 @@
 //! Why a feed could not be opened, or ended.
 
+use crate::capture::snapshot;
 use crate::vocab::{DatasetName, Position, Retry};
 use crate::{log, pg, registry};
 
@@ -18,6 +19,26 @@ pub enum Error {
         /// The most at a time.
         limit: usize,
     },
+    /// As many snapshots as this server bears are under way.
+    #[error("too many snapshots are under way: at most {limit} at a time")]
+    SnapshotsFull {
+        /// The most at a time.
+        limit: usize,
+    },
+    /// A transaction that has to be in the snapshot has not ended.
+    #[error(
+        "transaction {transaction} of the source has been writing {dataset} for as long as a \
+         snapshot waits: it can be taken when that has ended"
+    )]
+    Unsettled {
+        /// The dataset.
+        dataset: DatasetName,
+        /// The transaction.
+        transaction: u32,
+    },
+    /// Rows could not be read from the source.
+    #[error("the snapshot could not be read")]
+    Source(#[from] snapshot::Error),
     /// Changes after the asked position have been dropped from the log.
     #[error("changes after that position are gone from the log: read after {earliest} or later")]
     Trimmed {
@@ -61,7 +82,8 @@ impl Error {
             | Self::Trimmed { .. } => Retry::Never,
             Self::Store(error) => error.retry(),
             Self::Registry(error) => error.retry(),
-            Self::Full { .. } => Retry::Later,
+            Self::Source(error) => error.retry(),
+            Self::Full { .. } | Self::SnapshotsFull { .. } | Self::Unsettled { .. } => Retry::Later,
             Self::Log(error) => error.retry(),
         }
     }

@@ -4,6 +4,8 @@
 //! changes asked for, in order, from where it was asked, first out of the log's history, then live,
 //! without a seam.
 //!
+//! A feed may begin with the rows as they are: see the module `snapshot`.
+//!
 //! A cursor is all there is of a subscriber here: a position, a filter and a permit. Nothing is
 //! queued for it, so a slow one falls back into history and holds up nobody; nothing is encoded for
 //! it either, the bytes are those capture made. Which transport carries them is not known here.
@@ -17,6 +19,7 @@ mod error;
 mod place;
 mod request;
 mod shape;
+mod snapshot;
 mod subscription;
 
 pub use deliver::Sinks;
@@ -25,19 +28,22 @@ pub use delivery::Delivery;
 pub use error::Error;
 pub use request::{After, Part, Request, Until};
 pub use shape::Shape;
+pub use snapshot::{MalformedToken, SNAPSHOT_SCHEMA, Snapshot, SnapshotTable, Snapshots, Token};
 pub use subscription::{
     Attempt, Checksum, Counts, DeadLetter, LetterState, Status, Subscriptions, Tally,
 };
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use chrono::Utc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::config::{PostgresOptions, SnapshotOptions};
 use crate::log::{self, BatchBuilder, Gap, Key, Log, Proof, Reader, Slice, Start};
 use crate::pg::Target;
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Dataset, Page, Registry, Snapshot as Registered};
 use crate::vocab::{DatasetId, DatasetName, Op, Position, SourceId, SourceName, limits};
 use request::Ops;
 
@@ -46,12 +52,21 @@ use request::Ops;
 pub struct Feed {
     registry: Registry,
     desk: Desk,
+    postgres: PostgresOptions,
+    snapshots: Snapshots,
 }
 
 impl Feed {
-    /// Feeds of what `registry` knows out of `log`.
-    pub fn new(registry: Registry, log: Log) -> Self {
-        Self { registry, desk: Desk::new(log, limits::FEED_READERS_MAX) }
+    /// Feeds of what `registry` knows out of `log`; snapshots are read from the sources within these
+    /// limits.
+    pub fn new(
+        registry: Registry,
+        log: Log,
+        postgres: PostgresOptions,
+        snapshots: SnapshotOptions,
+    ) -> Self {
+        let desk = Desk::new(log, limits::FEED_READERS_MAX);
+        Self { registry, desk, postgres, snapshots: Snapshots::new(snapshots) }
     }
 
     /// Checks the request (datasets known, all of one source, the log still holds what follows the
@@ -62,7 +77,79 @@ impl Feed {
 
     /// The same of a part.
     pub async fn open_part(&self, request: Request, part: Part) -> Result<Cursor, Error> {
-        self.desk.open(&self.registry.snapshot(), &request, &part).await
+        let snapshot = self.registry.snapshot();
+        let resume = match &request.after {
+            After::Snapshot => None,
+            After::Resume(token) => Some(token.as_ref().clone()),
+            After::Now | After::Earliest | After::Position(_) | After::Time(_) => {
+                return self.desk.open(&snapshot, &request, &part).await;
+            }
+        };
+        self.open_snapshot(&snapshot, &request, &part, resume).await
+    }
+
+    /// Begins a snapshot, or goes on with one.
+    async fn open_snapshot(
+        &self,
+        registered: &Registered,
+        request: &Request,
+        part: &Part,
+        resume: Option<Token>,
+    ) -> Result<Cursor, Error> {
+        let ops = Ops::new(request.ops.as_deref())?;
+        if !ops.has(Op::Read) {
+            let wanted = "ops: a snapshot gives rows as r, which has to be among the operations";
+            return Err(Error::Invalid(wanted.to_owned()));
+        }
+        if let Some(name) = not_of_a_snapshot(&request.shape, part) {
+            return Err(Error::Invalid(format!(
+                "{name}: cannot be combined with a snapshot, which gives every row whole; leave it \
+                 out, or begin after now, earliest, a position or a time"
+            )));
+        }
+        let (source_id, ids) = request.resolve(registered)?;
+        let source = registered.sources.values().find(|source| source.id == source_id);
+        let source = source.ok_or_else(|| Error::Invalid("datasets: no source".to_owned()))?;
+        // By the names they are registered under, whichever they were asked by; each once, in order.
+        let named = request.datasets.iter().filter_map(|name| registered.dataset(name));
+        let datasets: BTreeMap<_, _> =
+            named.map(|dataset| (dataset.name.clone(), Arc::clone(dataset))).collect();
+        let mut tables = Vec::with_capacity(datasets.len());
+        for dataset in datasets.into_values() {
+            let table = self.table_of(&dataset).await?;
+            tables.push((dataset, table));
+        }
+        let told = self.desk.told(registered, source_id, &request.datasets, &ids);
+        let place = self.desk.enter()?;
+        let run = snapshot::Run::begin(
+            self.desk.log.clone(),
+            &self.snapshots,
+            self.postgres.clone(),
+            Arc::clone(source),
+            tables,
+            ops,
+            resume,
+        )
+        .await?;
+        let reading = Reading::Snapshot(Box::new(run));
+        let shape = request.shape.clone();
+        Ok(Cursor { reading, ops, shape, key: None, told, _place: place })
+    }
+
+    /// What a dataset's table is called now: it may have been renamed since it was registered.
+    async fn table_of(&self, dataset: &Dataset) -> Result<DatasetName, Error> {
+        let newest = Page { first: 1, after: None };
+        let versions = self.registry.schema_history(dataset.id, newest).await?;
+        let known = versions.first().and_then(|version| {
+            let name = &version.shape.name;
+            DatasetName::new(dataset.name.source(), &name.schema, &name.table).ok()
+        });
+        Ok(known.unwrap_or_else(|| dataset.name.clone()))
+    }
+
+    /// The snapshots under way, oldest first.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.snapshots.list()
     }
 
     /// Has the log of a source shown to be whole between two places, as far as one look goes; its
@@ -70,7 +157,7 @@ impl Feed {
     pub async fn prove(&self, source: SourceId, from: After, until: Until) -> Result<Proof, Error> {
         let log = &self.desk.log;
         let extent = log.extent(source).await?;
-        let from = match place::start(log, source, from).await? {
+        let from = match place::start(log, source, &from).await? {
             Start::After(position) => position,
             Start::Earliest => extent.trimmed,
             Start::Now => extent.last,
@@ -78,6 +165,20 @@ impl Feed {
         let to = place::end(log, source, until).await?.min(extent.last);
         Ok(log.prove(source, from, to).await?)
     }
+}
+
+/// The first parameter of a request that says which changes, which columns or which form: a
+/// snapshot has no row of the log to ask that of.
+fn not_of_a_snapshot(shape: &Shape, part: &Part) -> Option<&'static str> {
+    [
+        ("until", part.until.is_some()),
+        ("key", part.key.is_some()),
+        ("where", shape.predicate.is_some()),
+        ("columns", shape.columns.is_some()),
+        ("format=cloudevents", shape.cloud_event),
+    ]
+    .into_iter()
+    .find_map(|(name, given)| given.then_some(name))
 }
 
 /// A feed without its registry.
@@ -93,9 +194,31 @@ impl Desk {
         Self { log, places: Arc::new(Semaphore::new(limit)), limit }
     }
 
+    /// Takes a reader's place.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        place.map_err(|_| Error::Full { limit: self.limit })
+    }
+
+    /// What is needed to tell a reader of these datasets of a gap.
+    fn told(
+        &self,
+        snapshot: &Registered,
+        source: SourceId,
+        names: &[DatasetName],
+        datasets: &[DatasetId],
+    ) -> Told {
+        Told {
+            log: self.log.clone(),
+            source,
+            names: Told::names(snapshot, source, names),
+            dataset: datasets.first().copied(),
+        }
+    }
+
     async fn open(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &Registered,
         request: &Request,
         part: &Part,
     ) -> Result<Cursor, Error> {
@@ -109,17 +232,10 @@ impl Desk {
             Some(until) => Some(place::end(&self.log, source, until).await?),
             None => None,
         };
-        let start = place::start(&self.log, source, request.after).await?;
-        let told = Told {
-            log: self.log.clone(),
-            source,
-            names: Told::names(snapshot, source, &request.datasets),
-            dataset: datasets.first().copied(),
-        };
+        let start = place::start(&self.log, source, &request.after).await?;
+        let told = self.told(snapshot, source, &request.datasets, &datasets);
         let row = datasets.first().copied().zip(key.clone());
-        let place = Arc::clone(&self.places)
-            .try_acquire_owned()
-            .map_err(|_| Error::Full { limit: self.limit })?;
+        let place = self.enter()?;
         let mut reader = self.log.reader(source, start, Some(datasets));
         if let Some((dataset, key)) = row {
             reader.only_row(dataset, key);
@@ -128,7 +244,8 @@ impl Desk {
             reader.end_at(until);
         }
         reader.locate().await?;
-        Ok(Cursor { reader, ops, shape: request.shape.clone(), key, told, _place: place })
+        let (reading, shape) = (Reading::Log(reader), request.shape.clone());
+        Ok(Cursor { reading, ops, shape, key, told, _place: place })
     }
 
     /// The row that `text` names in the one dataset that is asked for.
@@ -152,7 +269,7 @@ impl Desk {
 /// One subscriber's place in a source's changes.
 #[derive(Debug)]
 pub struct Cursor {
-    reader: Reader,
+    reading: Reading,
     ops: Ops,
     shape: Shape,
     /// The only row asked for.
@@ -160,6 +277,15 @@ pub struct Cursor {
     told: Told,
     /// Given back when the subscriber leaves.
     _place: OwnedSemaphorePermit,
+}
+
+/// Where what a subscriber gets comes from.
+#[derive(Debug)]
+enum Reading {
+    Log(Reader),
+    Snapshot(Box<snapshot::Run>),
+    /// Between the two, which nobody sees.
+    Over,
 }
 
 impl Cursor {
@@ -179,12 +305,27 @@ impl Cursor {
     /// follows it.
     pub async fn try_next(&mut self) -> Result<Option<Delivery>, Error> {
         loop {
-            let slice = match self.reader.try_next().await {
+            let reader = match &mut self.reading {
+                Reading::Log(reader) => reader,
+                Reading::Over => return Err(Error::Log(log::Error::Stopped)),
+                Reading::Snapshot(run) => {
+                    if let Some(delivery) = run.next().await? {
+                        return Ok(Some(delivery));
+                    }
+                    if let Reading::Snapshot(run) =
+                        std::mem::replace(&mut self.reading, Reading::Over)
+                    {
+                        self.reading = Reading::Log(run.into_reader());
+                    }
+                    continue;
+                }
+            };
+            let slice = match reader.try_next().await {
                 Ok(Some(slice)) => slice,
                 Ok(None) => return Ok(None),
                 Err(log::Error::Trimmed { earliest }) => {
-                    let gap = self.told.gap(self.reader.position(), earliest).await?;
-                    self.reader.skip_to(earliest);
+                    let gap = self.told.gap(reader.position(), earliest).await?;
+                    reader.skip_to(earliest);
                     gap
                 }
                 Err(error) => return Err(error.into()),
@@ -215,7 +356,7 @@ impl std::fmt::Debug for Told {
 impl Told {
     /// The names of the source, its database and the datasets asked for.
     fn names(
-        snapshot: &Snapshot,
+        snapshot: &Registered,
         source: SourceId,
         datasets: &[DatasetName],
     ) -> Option<(SourceName, Option<String>, Vec<DatasetName>)> {

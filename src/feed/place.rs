@@ -12,12 +12,17 @@ use crate::vocab::{Position, SourceId};
 const CLOCKS_APART: Duration = Duration::from_secs(60);
 
 /// Where a reader starts.
-pub(super) async fn start(log: &Log, source: SourceId, after: After) -> Result<Start, Error> {
+pub(super) async fn start(log: &Log, source: SourceId, after: &After) -> Result<Start, Error> {
     Ok(match after {
         After::Now => Start::Now,
         After::Earliest => Start::Earliest,
-        After::Position(position) => Start::After(position),
-        After::Time(at) => Start::After(moment(log, source, at, "after").await?),
+        After::Position(position) => Start::After(*position),
+        After::Time(at) => Start::After(moment(log, source, *at, "after").await?),
+        After::Snapshot | After::Resume(_) => {
+            let expected = "after: a snapshot is no place in the log; expected \"now\", \
+                 \"earliest\", a position or a time";
+            return Err(Error::Invalid(expected.to_owned()));
+        }
     })
 }
 

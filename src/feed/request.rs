@@ -4,12 +4,12 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Shape};
+use super::{Error, Shape, Token};
 use crate::registry::Snapshot;
 use crate::vocab::{DatasetId, DatasetName, Op, Position, SourceId, limits};
 
 /// Where a feed starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum After {
     /// With the next change.
     Now,
@@ -19,20 +19,26 @@ pub enum After {
     Position(Position),
     /// With the first change committed at or after this time.
     Time(DateTime<Utc>),
+    /// With the rows as they are, then with the changes from there on.
+    Snapshot,
+    /// In the middle of a snapshot, after this event.
+    Resume(Box<Token>),
 }
 
 impl FromStr for After {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        const EXPECTED: &str = "expected \"now\", \"earliest\", a position such as \
+        const EXPECTED: &str = "expected \"now\", \"earliest\", \"snapshot\", a position such as \
              01-00000000016CA548-00000003, or a time such as 2026-11-26T10:00:00Z";
         match text {
             "now" => Ok(Self::Now),
             "earliest" => Ok(Self::Earliest),
-            "snapshot" => Err(Error::Invalid(format!(
-                "after: this server does not offer snapshots; {EXPECTED}"
-            ))),
+            "snapshot" => Ok(Self::Snapshot),
+            token if token.contains('~') => match token.parse() {
+                Ok(token) => Ok(Self::Resume(Box::new(token))),
+                Err(error) => Err(Error::Invalid(format!("after: {error}"))),
+            },
             other => place(other).map(Self::from).ok_or_else(|| {
                 let cut: String = other.chars().take(64).collect();
                 Error::Invalid(format!("after: \"{cut}\" is not a place to start; {EXPECTED}"))

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::log::{Batch, BatchBuilder, MemoryStore, Store, Writer};
+use crate::registry::Snapshot;
 use crate::registry::{Dataset, GuardState};
 use crate::task::Tasks;
 use crate::vocab::{DatasetId, DatasetName, Epoch, Lsn, Mode, Op, Position, SourceId};
@@ -101,9 +102,10 @@ async fn next(cursor: &mut Cursor) -> Delivery {
 fn places_to_start_are_parsed_or_explained() {
     assert_eq!("now".parse::<After>().unwrap(), After::Now);
     assert_eq!("earliest".parse::<After>().unwrap(), After::Earliest);
+    assert_eq!("snapshot".parse::<After>().unwrap(), After::Snapshot);
     assert_eq!(position(3).to_string().parse::<After>().unwrap(), After::Position(position(3)));
     for (text, said) in [
-        ("snapshot", "does not offer snapshots; expected \"now\", \"earliest\", a position"),
+        ("01-0~2~x", "malformed position in a snapshot"),
         ("yesterday", "\"yesterday\" is not a place to start; expected \"now\""),
         ("01-0-1", "\"01-0-1\" is not a place to start"),
     ] {

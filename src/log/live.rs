@@ -270,6 +270,11 @@ impl Live {
         self.state.lock().ring.find(interest, position)
     }
 
+    /// Everything committed before this in the source's WAL is durable here.
+    pub(super) fn confirmed(&self) -> Lsn {
+        *self.state.lock().progress.confirmed.borrow()
+    }
+
     /// Oldest and newest position in memory: the first is `None` when no change is held, the
     /// second until a writer has opened.
     pub(super) fn ends(&self) -> (Option<Position>, Option<Position>) {

@@ -142,11 +142,23 @@ impl Reader {
     /// [`Error::Trimmed`] when the log has lost changes after the position; [`Error::Database`]
     /// when the store has failed for long. Calling again goes on where it was.
     pub async fn try_next(&mut self) -> Result<Option<Slice>, Error> {
-        self.locate().await?;
         loop {
-            if self.until.is_some_and(|until| self.position >= until) {
+            if let Some(slice) = self.next_present().await? {
+                return Ok(Some(slice));
+            }
+            if self.is_at_end() {
                 return Ok(None);
             }
+            self.wait().await?;
+        }
+    }
+
+    /// The next changes of the wanted datasets if there are any yet; `None` when everything that the
+    /// log has at present, or up to the end that was set, has been examined. Cancel-safe, and fails,
+    /// as [`Reader::try_next`].
+    pub async fn next_present(&mut self) -> Result<Option<Slice>, Error> {
+        self.locate().await?;
+        while !self.is_at_end() {
             // A reader that always finds something would otherwise never let others run.
             tokio::task::consume_budget().await;
             if let Some(slice) = self.next_of_page() {
@@ -165,9 +177,14 @@ impl Reader {
                 Found::Behind => !self.turn_page().await?,
             };
             if idle {
-                self.wait().await?;
+                break;
             }
         }
+        Ok(None)
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.until.is_some_and(|until| self.position >= until)
     }
 
     /// Waits until there may be something new. A reader with an end looks by itself now and then:

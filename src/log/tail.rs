@@ -14,7 +14,7 @@ use super::ring::Wanted;
 use super::writer::{Flush, Place};
 use super::{Error, Extent, GapReason, Proof, Reader, Start, Store, Totals, Writer};
 use crate::task::Tasks;
-use crate::vocab::{DatasetId, Position, SourceId, limits};
+use crate::vocab::{DatasetId, Lsn, Position, SourceId, limits};
 
 /// Stored bytes that one proof reads: a second's work or so.
 const PROOF_BYTES: usize = 32 * 1024 * 1024;
@@ -183,6 +183,13 @@ impl Log {
             None => live.found_whole(proof.from, proof.upto),
         }
         Ok(proof)
+    }
+
+    /// How far the source's WAL is in the log: a reader that has examined what the log holds after
+    /// this is asked has seen every change committed before it. Zero while nothing captures the
+    /// source.
+    pub fn confirmed(&self, source: SourceId) -> Lsn {
+        self.inner.live(source).confirmed()
     }
 
     /// Why appended changes of a source do not become durable at present, if so, or what is broken

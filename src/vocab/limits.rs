@@ -130,3 +130,6 @@ pub const PREDICATE_DEPTH_MAX: usize = 32;
 
 /// Most tables without an owner that are recorded as findings of a source: more are one problem.
 pub const UNOWNED_FINDINGS_MAX: usize = 1_000;
+
+/// Rows of one chunk of a snapshot in memory, in bytes, about: times the chunks of all snapshots.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -5,5 +5,6 @@ mod continuity;
 mod fidelity;
 mod follower;
 mod hand_over;
+mod oracle;
 mod restarts;
 mod workload;

@@ -34,6 +34,7 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
         TOKEN,
     ),
     ("GET", "/v1/feed", "/v1/feed?datasets=shop.public.orders", "", TOKEN),
+    ("GET", "/v1/snapshots", "/v1/snapshots", "", TOKEN),
     // Whoever has rows: any service, and the guard in the database says which are its own.
     (
         "POST",
@@ -140,6 +141,7 @@ const FIELDS: &[(&str, &str, &str, [bool; 5])] = &[
     ("Query", "findings", "findings { nodes { id } }", TOKEN),
     ("Query", "sources", "sources { name status { state } }", TOKEN),
     ("Query", "source", "source(name: \"shop\") { epoch }", TOKEN),
+    ("Query", "snapshots", "snapshots { id }", TOKEN),
     ("Query", "tokens", "tokens { nodes { id } }", TOKEN),
     (
         "Query",

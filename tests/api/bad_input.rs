@@ -104,8 +104,8 @@ async fn a_malformed_position_is_refused_with_its_form() {
         refused(feed(after), 400, "malformed_position", "01-00000000016CA548-00000003").await;
     }
     let resumed = feed("now").header("last-event-id", "17");
-    refused(resumed, 400, "malformed_position", "01-00000000016CA548-00000003").await;
-    refused(feed("snapshot"), 400, "not_supported", "after=snapshot").await;
+    refused(resumed, 400, "malformed_position", "\"17\" is not a place to start").await;
+    refused(feed("01~02"), 400, "malformed_position", "POSITION~COUNT~STATE").await;
     still_serves(&shop).await;
 }
 
@@ -205,6 +205,11 @@ async fn unknown_routes_methods_members_and_parameters_are_answered_with_the_kno
     refused(feed("since=now"), 400, "bad_request", "datasets, after, until, ops").await;
     refused(feed("ops=x"), 400, "bad_request", "c, u, d, t, r").await;
     refused(feed("format=xml"), 400, "bad_request", "cloudevents").await;
+    for alone in ["until=now", "key=1", "where=id%3D1", "columns=id", "format=cloudevents"] {
+        let (name, _) = alone.split_once('=').unwrap();
+        let said = format!("{name}{}", if name == "format" { "=cloudevents: " } else { ": " });
+        refused(feed(&format!("after=snapshot&{alone}")), 400, "bad_request", &said).await;
+    }
     let html = feed("").header("accept", "text/html");
     refused(html, 406, "not_acceptable", "text/event-stream").await;
     still_serves(&shop).await;

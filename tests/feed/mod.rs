@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cadastre::config::PostgresOptions;
+use cadastre::config::{PostgresOptions, SnapshotOptions};
 use cadastre::feed::{After, Cursor, Error, Feed, Request, Shape};
 use cadastre::log::{Batch, BatchBuilder, Log, PostgresStore, Store};
 use cadastre::pg::{Pool, migrate};
@@ -103,7 +103,8 @@ async fn subscribers_go_from_history_to_live_across_a_restart_of_the_process() {
 
     let tasks = Tasks::new();
     let log = Log::new(Arc::clone(&store), &tasks, Duration::from_millis(1));
-    let feed = Feed::new(registry, log.clone());
+    let (postgres, snapshots) = (PostgresOptions::default(), SnapshotOptions::default());
+    let feed = Feed::new(registry, log.clone(), postgres, snapshots);
     let mut earliest = open(&feed, &["shop.public.orders"], After::Earliest).await.unwrap();
     let mut resumed =
         open(&feed, &["shop.public.orders"], After::Position(position(200))).await.unwrap();

@@ -17,9 +17,7 @@ const SETUP: &str = "
     CREATE ROLE migrations;
     GRANT CREATE, USAGE ON SCHEMA public TO migrations;
     CREATE TABLE items (id serial PRIMARY KEY, status text);
-    CREATE TABLE tree (id int PRIMARY KEY);
-    CREATE TABLE branch (PRIMARY KEY (id)) INHERITS (tree);
-    INSERT INTO branch VALUES (1);
+    CREATE TABLE tree (id int PRIMARY KEY); CREATE TABLE branch (PRIMARY KEY (id)) INHERITS (tree); INSERT INTO branch VALUES (1);
     CREATE TABLE parts_gone PARTITION OF parts FOR VALUES FROM (900) TO (999);
     CREATE TABLE parts_came (id int PRIMARY KEY);
     CREATE TABLE parents (id int PRIMARY KEY); INSERT INTO parents VALUES (1);

@@ -69,6 +69,11 @@ impl Cluster {
         format!("postgresql://postgres@/{database}?host={}", socket_dir.display())
     }
 
+    /// The server's Unix socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.data_dir.path().join("socket/.s.PGSQL.5432")
+    }
+
     /// Superuser target of a database.
     pub(crate) fn target(&self, database: &str) -> Target {
         Target::parse(&self.url(database)).expect("a valid URL")

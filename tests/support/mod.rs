@@ -4,7 +4,9 @@
 
 mod cluster;
 mod digest;
+mod proxy;
 mod server;
+mod subscriber;
 mod template;
 mod wait;
 
@@ -12,7 +14,9 @@ use std::path::Path;
 
 pub(crate) use cluster::{Cluster, data_dir};
 pub(crate) use digest::digest;
+pub(crate) use proxy::{Proxy, Weather};
 pub(crate) use server::{ADMIN_TOKEN, Server};
+pub(crate) use subscriber::{Copy, Plan, Rows, Subscriber};
 pub(crate) use wait::{WAIT, eventually};
 
 /// The program under test.

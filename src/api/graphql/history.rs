@@ -62,7 +62,10 @@ impl HistoryQuery {
             let next = timeout_at(deadline, cursor.try_next()).await.map_err(|_| too_long())?;
             let Some(delivery) = next? else { break };
             for (position, op, event) in delivery.iter() {
-                found.push((position.to_string(), ChangeNode::new(position, op, &event)?));
+                found.push((
+                    position.to_string(),
+                    ChangeNode::new(position.to_string(), op, &event)?,
+                ));
             }
         }
         Ok(page::page(&wanted, found))

@@ -28,6 +28,7 @@ mod page;
 mod query;
 mod scalar;
 mod service;
+mod snapshot;
 mod source;
 mod subscription;
 mod table;

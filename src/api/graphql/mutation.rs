@@ -53,10 +53,9 @@ impl UserError {
     /// The problem as an error of the caller; what the caller cannot mend stays a problem.
     pub(super) fn of(problem: Problem, field: &[&str]) -> Result<Self, Problem> {
         let code = match problem.code() {
-            Code::BadRequest
-            | Code::MalformedName
-            | Code::MalformedPosition
-            | Code::NotSupported => UserErrorCode::Invalid,
+            Code::BadRequest | Code::MalformedName | Code::MalformedPosition => {
+                UserErrorCode::Invalid
+            }
             Code::NotFound
             | Code::UnknownDataset
             | Code::UnknownService
@@ -79,6 +78,7 @@ impl UserError {
             | Code::Busy
             | Code::TooManyFeeds
             | Code::LogCorrupt
+            | Code::TooManySnapshots
             | Code::Unavailable
             | Code::Internal => return Err(problem),
         };

@@ -10,6 +10,7 @@ use super::history::HistoryQuery;
 use super::page::{self, DATABASE_COST, Kind, Page};
 use super::scalar::{Mode, Verdict, shared, snapshot};
 use super::service::{self, ServiceNode};
+use super::snapshot::SnapshotNode;
 use super::source::SourceQuery;
 use super::table::{self, UnownedTableNode};
 use super::token::TokenQuery;
@@ -97,6 +98,11 @@ impl RegistryQuery {
         let list =
             async { service::list(&snapshot(ctx, at_least).await?, first, after.as_deref()) };
         Some(list.await)
+    }
+
+    /// The snapshots under way, oldest first: a few at most.
+    async fn snapshots(&self, ctx: &Context<'_>) -> Vec<SnapshotNode> {
+        shared(ctx).context.feed.snapshots().into_iter().map(SnapshotNode::from).collect()
     }
 
     /// The dataset with this name.

@@ -34,16 +34,11 @@ pub(super) struct ChangeNode {
 
 impl ChangeNode {
     /// The change as the feed gives it.
-    pub(super) fn new(position: Position, op: Op, event: &Bytes) -> Result<Self, Problem> {
+    pub(super) fn new(position: String, op: Op, event: &Bytes) -> Result<Self, Problem> {
         let event: serde_json::Value = serde_json::from_slice(event)
             .map_err(|error| Problem::internal(format!("event at {position}: {error}")))?;
         let dataset = event.get("dataset").and_then(serde_json::Value::as_str).unwrap_or_default();
-        Ok(Self {
-            position: position.to_string(),
-            dataset: dataset.to_owned(),
-            op: op.to_string(),
-            event: Json(event),
-        })
+        Ok(Self { position, dataset: dataset.to_owned(), op: op.to_string(), event: Json(event) })
     }
 }
 
@@ -91,7 +86,8 @@ pub(in crate::api) struct Subscription;
 
 #[async_graphql::Subscription]
 impl Subscription {
-    /// The changes of datasets of one source, after `now` (default), `earliest` or a position.
+    /// The changes of datasets of one source, after `now` (default), `earliest`, `snapshot` (the rows
+    /// as they are, as `r`, then the changes) or a position.
     async fn changes(
         &self,
         ctx: &Context<'_>,
@@ -120,8 +116,8 @@ impl Subscription {
         Ok(deliveries
             .map_ok(|delivery| {
                 let changes: Vec<_> = delivery
-                    .iter()
-                    .map(|(position, op, event)| ChangeNode::new(position, op, &event))
+                    .events()
+                    .filter_map(|(id, _, op, event)| Some(ChangeNode::new(id, op?, &event)))
                     .collect();
                 stream::iter(changes)
             })

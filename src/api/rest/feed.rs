@@ -29,11 +29,15 @@ use crate::vocab::{DatasetName, Op, Predicate, limits};
 /// holds in buffers of its connection grows with it.
 const PIECE_BYTES_MAX: usize = 32 * 1024;
 
-/// Every parameter of the interface, those included that are not served yet.
+/// Every parameter of the interface.
 const PARAMETERS: [&str; 8] =
     ["datasets", "after", "until", "ops", "key", "columns", "where", "format"];
 
 /// The changes of some datasets from a position on, for as long as the client stays.
+///
+/// With `after=snapshot` the present rows come first, then precisely the changes they do not
+/// contain; events named `snapshot` tell how far it is. Until it is done positions are longer, and
+/// resuming goes on in the middle of it.
 ///
 /// Each change is one event whose `id` is its position, so that `Last-Event-ID` resumes where a
 /// reader stopped. Silence is broken by comments (or empty lines), which prove that the feed lives.
@@ -42,9 +46,9 @@ const PARAMETERS: [&str; 8] =
     get, path = "/v1/feed", tag = "changes",
     params(
         ("datasets" = String, Query, description = "Names, separated by commas; all of one source. A part with a dot, a comma or a double quote in it stands in double quotes"),
-        ("after" = Option<String>, Query, description = "`now` (default), `earliest`, a position, or a time: begins with the first change committed at or after it"),
-        ("until" = Option<String>, Query, description = "Ends the response: `now`, with this position, or before the first change committed at or after a time; goes on for ever by default"),
-        ("key" = Option<String>, Query, description = "Only changes of the row with this key: a JSON object of columns and values, or the value of a key of one column; of one dataset"),
+        ("after" = Option<String>, Query, description = "`now` (default), `earliest`, `snapshot` (the rows as they are, as op `r`, then the changes), a position, or a time: begins with the first change committed at or after it"),
+        ("until" = Option<String>, Query, description = "Ends the response: `now`, with this position, or before the first change committed at or after a time; goes on for ever by default; not with a snapshot"),
+        ("key" = Option<String>, Query, description = "Only changes of the row with this key: a JSON object of columns and values, or the value of a key of one column; of one dataset; not with a snapshot"),
         ("ops" = Option<String>, Query, description = "Of c, u, d, t, r, separated by commas; all by default"),
         ("where" = Option<String>, Query, description = "Only changes of rows of which this holds, such as `status = 'paid' and amount >= 100`"),
         ("columns" = Option<String>, Query, description = "Only these columns of the rows, separated by commas"),
@@ -56,11 +60,12 @@ const PARAMETERS: [&str; 8] =
             (String = "text/event-stream"),
             (String = "application/x-ndjson"),
         )),
-        (status = 400, description = "bad_request, malformed_name, malformed_position, not_supported", body = super::openapi::Problem),
+        (status = 400, description = "bad_request, malformed_name, malformed_position", body = super::openapi::Problem),
         (status = 404, description = "unknown_dataset", body = super::openapi::Problem),
         (status = 406, description = "not_acceptable", body = super::openapi::Problem),
         (status = 410, description = "position_trimmed, with `earliest`", body = super::openapi::Problem),
-        (status = 503, description = "too_many_feeds, unavailable", body = super::openapi::Problem),
+        (status = 422, description = "refused: the source's role may not read the table", body = super::openapi::Problem),
+        (status = 503, description = "too_many_feeds, too_many_snapshots, busy, unavailable", body = super::openapi::Problem),
     ),
 )]
 pub(in crate::api) async fn feed(
@@ -189,7 +194,14 @@ pub(in crate::api) fn parse_after(text: Option<&str>) -> Result<After, Problem> 
     match text {
         None | Some("now") => Ok(After::Now),
         Some("earliest") => Ok(After::Earliest),
-        Some("snapshot") => Err(not_supported("after=snapshot")),
+        Some("snapshot") => Ok(After::Snapshot),
+        Some(token) if token.contains('~') => match token.parse() {
+            Ok(token) => Ok(After::Resume(Box::new(token))),
+            Err(error) => {
+                let error: feed::MalformedToken = error;
+                Err(Problem::new(Code::MalformedPosition, error.to_string()))
+            }
+        },
         Some(text) => match text.parse() {
             Ok(after) => Ok(after),
             Err(error) => {
@@ -227,10 +239,6 @@ fn parse_ops(text: &str) -> Result<Vec<Op>, Problem> {
             })
         })
         .collect()
-}
-
-fn not_supported(what: &str) -> Problem {
-    Problem::new(Code::NotSupported, format!("{what} is not supported by this server yet"))
 }
 
 /// An open feed, drawn piece by piece by the connection: nothing is read from the log before the
@@ -320,7 +328,7 @@ impl Meter {
     }
 
     fn sent(&mut self, delivery: &Delivery) {
-        let changes = delivery.iter().count() as u64;
+        let changes = delivery.changes() as u64;
         self.changes_sent += changes;
         self.changes.increment(changes);
     }
@@ -389,7 +397,7 @@ mod tests {
             ("datasets=orders", Code::MalformedName, "SOURCE.SCHEMA.TABLE"),
             ("datasets=a.b.c&since=1", Code::BadRequest, "expected datasets, after"),
             ("datasets=a.b.c&after=12", Code::MalformedPosition, "\"earliest\""),
-            ("datasets=a.b.c&after=snapshot", Code::NotSupported, "after=snapshot"),
+            ("datasets=a.b.c&after=12~3", Code::MalformedPosition, "POSITION~COUNT~STATE"),
             ("datasets=a.b.c&ops=x", Code::BadRequest, "c, u, d, t, r"),
             ("datasets=a.b.c&ops=g", Code::BadRequest, "c, u, d, t, r"),
             (

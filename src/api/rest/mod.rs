@@ -13,6 +13,7 @@ mod manifest;
 mod openapi;
 mod proof;
 mod rows;
+mod snapshots;
 mod subscription;
 
 pub(super) use adopt::{adopt, adoption};
@@ -31,3 +32,4 @@ pub(super) use subscription::{ack, extend, fetch, nack};
 pub(super) mod dead_letters {
     pub(in crate::api) use super::dead_letter::{drop_letter, edit, get, list, reason, redrive};
 }
+pub(super) use snapshots::snapshots;

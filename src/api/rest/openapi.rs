@@ -49,6 +49,7 @@ pub(super) struct Problem {
         super::dead_letter::edit,
         super::dead_letter::redrive,
         super::dead_letter::drop_letter,
+        super::snapshots::snapshots,
         super::manifest::plan,
         super::manifest::apply,
         super::manifest::export,

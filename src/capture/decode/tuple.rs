@@ -38,6 +38,31 @@ impl<'a> Tuple<'a> {
         Ok(Self { count, columns })
     }
 
+    /// Appends a row in the form in which the stream carries it; `None`, with nothing of use
+    /// appended, when it has more columns or a larger value than a row can have.
+    pub(in crate::capture) fn write<'v>(
+        values: impl ExactSizeIterator<Item = Option<&'v str>>,
+        out: &mut Vec<u8>,
+    ) -> Option<()> {
+        out.extend_from_slice(&i16::try_from(values.len()).ok()?.to_be_bytes());
+        for value in values {
+            match value {
+                None => out.push(b'n'),
+                Some(value) => {
+                    out.push(b't');
+                    out.extend_from_slice(&i32::try_from(value.len()).ok()?.to_be_bytes());
+                    out.extend_from_slice(value.as_bytes());
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Reads what [`Tuple::write`] wrote.
+    pub(in crate::capture) fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Self::read(&mut Reader::new(bytes))
+    }
+
     /// How many columns the row has.
     pub fn len(self) -> usize {
         usize::from(self.count)

@@ -8,7 +8,9 @@ use secrecy::SecretString;
 use super::super::client::{Client, ClientOptions};
 use super::super::error::Error;
 use crate::app::{self, App};
-use crate::config::{CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions};
+use crate::config::{
+    CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions, SnapshotOptions,
+};
 use crate::embedded::{self, PrivatePostgres};
 use crate::pg::{Connection, Target};
 
@@ -105,6 +107,7 @@ impl Stage {
             capture: CaptureOptions::default(),
             log: LogOptions::default(),
             delivery: DeliveryOptions::default(),
+            snapshot: SnapshotOptions::default(),
         };
         let app = App::start(options.clone()).await?;
         options.http.listen = app.addr().to_string();

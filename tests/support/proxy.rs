@@ -1,0 +1,121 @@
+//! A TCP proxy in front of a PostgreSQL server that can fail as networks do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+/// What the network does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weather {
+    /// Everything passes.
+    Fair,
+    /// Connections are reset, new ones end at once.
+    Cut,
+    /// Connections stay open and nothing passes.
+    Stalled,
+    /// A few bytes pass now and then.
+    Dripping,
+}
+
+/// Bytes that pass at once, and how often, while it drips.
+const DRIP_BYTES: usize = 512;
+const DRIP_EVERY: Duration = Duration::from_millis(2);
+
+/// The proxy; it ends with this.
+pub(crate) struct Proxy {
+    port: u16,
+    weather: watch::Sender<Weather>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl Proxy {
+    /// In front of the server whose Unix socket this is.
+    pub(crate) async fn start(socket: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let port = listener.local_addr().expect("an address").port();
+        let weather = watch::Sender::new(Weather::Fair);
+        let accepting = accept(listener, Arc::new(socket), weather.subscribe());
+        #[expect(clippy::disallowed_methods, reason = "aborted when the proxy is dropped")]
+        let accepting = AbortOnDropHandle::new(tokio::spawn(accepting));
+        Self { port, weather, _accepting: accepting }
+    }
+
+    /// A superuser's connection string to a database by way of the proxy.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// From here on the network is so.
+    pub(crate) fn set(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+}
+
+async fn accept(listener: TcpListener, socket: Arc<PathBuf>, weather: watch::Receiver<Weather>) {
+    // Connections end with the proxy.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        let Ok(server) = UnixStream::connect(socket.as_path()).await else { continue };
+        let _ = client.set_nodelay(true);
+        let (from_client, to_client) = client.into_split();
+        let (from_server, to_server) = server.into_split();
+        let (there, back) = (weather.clone(), weather.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                () = pump(from_client, to_server, there) => {}
+                () = pump(from_server, to_client, back) => {}
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Moves bytes one way until either end closes or the connection is cut.
+async fn pump(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    mut weather: watch::Receiver<Weather>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let now = *weather.borrow_and_update();
+        let most = match now {
+            Weather::Cut => return,
+            Weather::Stalled => {
+                if weather.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Weather::Dripping => {
+                tokio::time::sleep(DRIP_EVERY).await;
+                DRIP_BYTES
+            }
+            Weather::Fair => buffer.len(),
+        };
+        let read = tokio::select! {
+            biased;
+            changed = weather.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                continue;
+            }
+            read = from.read(&mut buffer[..most]) => read,
+        };
+        match read {
+            Ok(count) if count > 0 => {
+                if to.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
