@@ -109,10 +109,11 @@ impl Log {
         at: DateTime<Utc>,
     ) -> Result<Position, Error> {
         let live = self.inner.live(source);
+        // The end first: what becomes durable between the two looks is then seen by the second.
+        let durable = self.inner.store.extent(source).await?.last;
         if let Some(position) = self.inner.store.position_at(source, at).await? {
             return Ok(position);
         }
-        let durable = self.inner.store.extent(source).await?.last;
         let found = live.position_at(durable, at.timestamp_millis());
         Ok(found.unwrap_or_else(|| live.ends().1.map_or(durable, |newest| newest.max(durable))))
     }
