@@ -99,7 +99,7 @@ impl Source {
 #[test]
 fn the_project_keeps_its_house_rules() {
     let mut breaches = Vec::new();
-    for source in read(&["src", "tests", "benches"], &["rs"]) {
+    for source in read(&["src", "tests", "benches", "examples"], &["rs"]) {
         breaches.extend(opening(&source));
         breaches.extend(length(&source));
         if source.path.starts_with("src/") {
@@ -107,8 +107,9 @@ fn the_project_keeps_its_house_rules() {
             breaches.extend(foreign(&source));
         }
     }
-    let written = ["rs", "sql", "sh", "md", "toml", "graphql", "json"];
-    let places = ["src", "tests", "benches", "migrations", "schema", "scripts", "README.md"];
+    let written = ["rs", "sql", "sh", "md", "toml", "graphql", "json", "py", "mjs"];
+    let places =
+        ["src", "tests", "benches", "examples", "migrations", "schema", "scripts", "README.md"];
     for source in read(&places, &written) {
         // This file names the words it looks for.
         if source.path != "tests/tidy.rs" {

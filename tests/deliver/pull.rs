@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Shop, answer, checksum};
+use super::{ORDERS, Shop, answer, checksum};
 use crate::support::{WAIT, eventually};
 
 /// The ids of the rows in fetched changes.
@@ -217,6 +217,32 @@ async fn competing_consumers_share_all_and_keep_what_is_out_through_a_crash() {
         text.lines().any(|found| found == line).then_some(())
     };
     eventually(WAIT, metrics).await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_does_not_wait_finds_what_only_the_store_has() {
+    let mut shop = Shop::open().await;
+    shop.subscribe("invoices", pull()).await;
+    shop.write("INSERT INTO orders SELECT n, 'open' FROM generate_series(1, 20) n").await;
+    let logged = async |shop: &Shop| {
+        eventually(WAIT, async || {
+            let path = format!("/v1/feed?datasets={ORDERS}&after=earliest&until=now&ops=c");
+            let request = shop.server.client().get(shop.server.at(&path));
+            let request = request.header("accept", "application/x-ndjson");
+            let text = request.send().await.ok()?.text().await.ok()?;
+            (text.lines().filter(|line| !line.is_empty()).count() == 20).then_some(())
+        })
+        .await;
+    };
+    logged(&shop).await;
+    assert!(shop.server.terminate().await.success());
+    shop.server.restart().await;
+    logged(&shop).await;
+    for from in [1, 8, 15] {
+        let fetched = shop.get("invoices", "changes?max=7").await;
+        let expected: Vec<i64> = (from..=20).take(7).collect();
+        assert_eq!(ids(&fetched), expected, "at the first time of asking");
+    }
 }
 
 #[tokio::test]

@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::api::access;
+use super::subscription::permitted;
 use crate::api::auth::Caller;
 use crate::api::code::Code;
 use crate::api::input::{self, Query};
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
-use crate::feed::{DeadLetter, LetterState};
+use crate::feed::{self, DeadLetter, LetterState};
 use crate::vocab::limits;
 
 /// Longest reason that is kept, in characters.
@@ -173,12 +173,10 @@ pub(in crate::api) async fn edit(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let (name, id) = path.into_inner();
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let asked: EditRequest = input::json(request.headers(), payload).await?;
-    let subscriptions = shared.context.subscriptions.clone();
     let work = async move { subscriptions.dead_letter_edit(&name, id, &asked.change).await };
-    let letter = shared.detached("api.dead_letter_edit", work).await??;
-    Ok(HttpResponse::Ok().json(describe(&letter)?))
+    decided(&shared, work).await
 }
 
 /// Sends parked changes again: one, or all in order.
@@ -198,9 +196,8 @@ pub(in crate::api) async fn redrive(
     name: web::Path<String>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let asked: RedriveRequest = input::json(request.headers(), payload).await?;
-    let subscriptions = shared.context.subscriptions.clone();
     let work = async move { subscriptions.redrive(&name, asked.id).await };
     let redriven = shared.detached("api.redrive", work).await??;
     Ok(HttpResponse::Ok().json(RedriveAnswer { redriven }))
@@ -228,13 +225,20 @@ pub(in crate::api) async fn drop_letter(
     path: web::Path<(String, i64)>,
 ) -> Result<HttpResponse, Problem> {
     let (name, id) = path.into_inner();
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let query = Query::parse(request.query_string(), &["reason"])?;
     let reason = reason(query.required("reason", "reason=the%20order%20was%20a%20test")?)?;
-    let subscriptions = shared.context.subscriptions.clone();
     let by = caller.actor();
     let work = async move { subscriptions.dead_letter_drop(&name, id, &by, &reason).await };
-    let letter = shared.detached("api.dead_letter_drop", work).await??;
+    decided(&shared, work).await
+}
+
+/// Carries out what was decided about a dead letter, also when the caller hangs up, and shows it.
+async fn decided(
+    shared: &Shared,
+    work: impl Future<Output = Result<DeadLetter, feed::Error>> + Send + 'static,
+) -> Result<HttpResponse, Problem> {
+    let letter = shared.detached("api.dead_letter", work).await??;
     Ok(HttpResponse::Ok().json(describe(&letter)?))
 }
 

@@ -15,7 +15,7 @@ use crate::api::code::Code;
 use crate::api::input::{self, Query};
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
-use crate::feed::{Acknowledged, Fetched, Which};
+use crate::feed::{self, Acknowledged, Fetched, Subscriptions, Which};
 use crate::vocab::{Position, limits};
 
 /// Changes of a fetch when it does not say.
@@ -106,12 +106,6 @@ pub(super) struct AckAnswer {
     gone: Vec<Position>,
 }
 
-impl From<Acknowledged> for AckAnswer {
-    fn from(done: Acknowledged) -> Self {
-        Self { changes: done.changes, gone: done.gone }
-    }
-}
-
 /// The next changes of a pull subscription, under a lease.
 ///
 /// Consumers compete: what is out with one is not handed to another, and neither is any later change
@@ -137,12 +131,12 @@ pub(in crate::api) async fn fetch(
     request: HttpRequest,
     name: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let query = Query::parse(request.query_string(), &["max", "wait"])?;
     let max = query.one("max")?.map_or(Ok(FETCH_DEFAULT), parse_max)?;
     let wait = query.one("wait")?.map(|text| span("wait", text, limits::PULL_WAIT_MAX));
     let wait = wait.transpose()?.unwrap_or_default();
-    let fetching = shared.context.subscriptions.fetch(&name, max, wait);
+    let fetching = subscriptions.fetch(&name, max, wait);
     let fetched = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => {
@@ -171,13 +165,10 @@ pub(in crate::api) async fn ack(
     name: web::Path<String>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let asked: AckRequest = input::json(request.headers(), payload).await?;
     let which = which(asked.lease, asked.positions)?;
-    let subscriptions = shared.context.subscriptions.clone();
-    let work = async move { subscriptions.ack(&name, &which).await };
-    let done = shared.detached("api.ack", work).await??;
-    Ok(HttpResponse::Ok().json(AckAnswer::from(done)))
+    acknowledged(&shared, async move { subscriptions.ack(&name, &which).await }).await
 }
 
 /// These changes could not be handled: they come again, or are parked when that was the last attempt.
@@ -198,17 +189,15 @@ pub(in crate::api) async fn nack(
     name: web::Path<String>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let asked: NackRequest = input::json(request.headers(), payload).await?;
     let which = which(asked.lease, asked.positions)?;
     let delay = asked.delay.as_deref().map(|text| span("delay", text, SPAN_MAX)).transpose()?;
     let error = asked.error.as_deref().unwrap_or("the consumer gave no reason");
     let error: String = error.chars().filter(|c| *c != '\0').take(ERROR_CHARS_MAX).collect();
-    let subscriptions = shared.context.subscriptions.clone();
-    let work =
-        async move { subscriptions.nack(&name, &which, &error, delay.unwrap_or_default()).await };
-    let done = shared.detached("api.nack", work).await??;
-    Ok(HttpResponse::Ok().json(AckAnswer::from(done)))
+    let delay = delay.unwrap_or_default();
+    acknowledged(&shared, async move { subscriptions.nack(&name, &which, &error, delay).await })
+        .await
 }
 
 /// These changes need more time.
@@ -229,14 +218,30 @@ pub(in crate::api) async fn extend(
     name: web::Path<String>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    access::permit_subscription(&caller, &shared.context.registry.snapshot(), &name)?;
+    let subscriptions = permitted(&shared, &caller, &name)?;
     let asked: ExtendRequest = input::json(request.headers(), payload).await?;
     let which = which(asked.lease, asked.positions)?;
     let by = span("by", &asked.by, SPAN_MAX)?;
-    let subscriptions = shared.context.subscriptions.clone();
-    let work = async move { subscriptions.extend(&name, &which, by).await };
-    let done = shared.detached("api.extend", work).await??;
-    Ok(HttpResponse::Ok().json(AckAnswer::from(done)))
+    acknowledged(&shared, async move { subscriptions.extend(&name, &which, by).await }).await
+}
+
+/// The subscriptions, for who may change this one.
+pub(super) fn permitted(
+    shared: &Shared,
+    caller: &Caller,
+    name: &str,
+) -> Result<Subscriptions, Problem> {
+    access::permit_subscription(caller, &shared.context.registry.snapshot(), name)?;
+    Ok(shared.context.subscriptions.clone())
+}
+
+/// Carries out what a consumer says of changes, also when it hangs up, and tells what became of it.
+async fn acknowledged(
+    shared: &Shared,
+    work: impl Future<Output = Result<Acknowledged, feed::Error>> + Send + 'static,
+) -> Result<HttpResponse, Problem> {
+    let Acknowledged { changes, gone } = shared.detached("api.acknowledge", work).await??;
+    Ok(HttpResponse::Ok().json(AckAnswer { changes, gone }))
 }
 
 fn answer(fetched: &Fetched) -> Result<HttpResponse, Problem> {

@@ -220,6 +220,11 @@ impl Run {
     /// Connects, looks at the tables that were begun, and notes which transactions the first chunks
     /// have to wait for.
     async fn settle(&mut self) -> Result<(), Error> {
+        if self.tables.iter().all(|table| table.state.is_done()) {
+            // Resumed after its end: nothing is left to be asked of the source.
+            self.step = Step::Over;
+            return Ok(());
+        }
         let mut session = Session::open(&self.target, &self.postgres).await?;
         let open = self.tables.iter().filter(|table| !table.state.is_done());
         let writers = session.writers(open.map(|table| &table.name)).await?;

@@ -24,7 +24,7 @@ use crate::feed::Error;
 use crate::feed::subscription::held::{self, Barred, Held, Item, Room, choose};
 use crate::feed::subscription::store::{self, Step};
 use crate::feed::subscription::{Declared, State, Subscriptions, dead_letter, locked, settle};
-use crate::log::{Reader, Start};
+use crate::log::Start;
 use crate::pg::PooledConnection;
 use crate::registry::{Deliver, Snapshot};
 use crate::vocab::{Position, limits};
@@ -69,6 +69,13 @@ pub struct Which {
     pub positions: Option<Vec<Position>>,
 }
 
+/// What a consumer says of changes that it has not handled.
+#[derive(Debug, Clone, Copy)]
+enum Said<'a> {
+    Failed { error: &'a str, delay: Duration },
+    NeedsTime { by: Duration },
+}
+
 /// What became of an acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acknowledged {
@@ -93,7 +100,8 @@ impl Which {
 }
 
 impl Subscriptions {
-    /// Hands out up to `max` changes; waits up to `wait` for the first.
+    /// Hands out up to `max` changes; waits up to `wait` for the first. What the log has already is
+    /// looked through without counting that as waiting.
     ///
     /// # Errors
     /// [`Error::Conflict`] while the subscription is paused, when it is not a pull subscription, or
@@ -102,7 +110,8 @@ impl Subscriptions {
         let declared = self.declared(name)?;
         let lease = lease_of(&declared)?;
         self.begun(&declared).await?;
-        let deadline = Instant::now() + wait;
+        let begun = Instant::now();
+        let deadline = begun + wait;
         loop {
             let room = Room { changes: max, bytes: limits::DELIVERY_BYTES_MAX };
             let look = async |connection: &mut PooledConnection| {
@@ -112,6 +121,7 @@ impl Subscriptions {
             if !fetched.changes.is_empty() {
                 return Ok(fetched);
             }
+            let mut moved = false;
             if let Some(view) = view {
                 let longest = deadline.saturating_duration_since(Instant::now());
                 let patience = longest.min(if view.holds { LOOK_EVERY } else { NEWS_EVERY });
@@ -119,13 +129,17 @@ impl Subscriptions {
                 let hand_out = async |connection: &mut PooledConnection| {
                     hand_out_new(self, connection, &declared, &new, room, lease).await
                 };
-                if let Some(fetched) = self.transaction(hand_out).await? {
-                    return Ok(fetched);
+                match self.transaction(hand_out).await? {
+                    Handed::Out(fetched) => return Ok(fetched),
+                    Handed::Moved => moved = true,
+                    Handed::Still => {}
                 }
             } else {
                 tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_EVERY)).await;
             }
-            if Instant::now() >= deadline {
+            // Where the cursor moves there may be more behind it, which is no waiting.
+            let patient = moved && begun.elapsed() < limits::PULL_WAIT_MAX;
+            if Instant::now() >= deadline && !patient {
                 return Ok(nothing());
             }
         }
@@ -162,20 +176,7 @@ impl Subscriptions {
         error: &str,
         delay: Duration,
     ) -> Result<Acknowledged, Error> {
-        let declared = self.declared(name)?;
-        lease_of(&declared)?;
-        self.transaction(async |connection| {
-            let state = locked(connection, name).await?;
-            let mut found = Vec::new();
-            for mut held in held::store::held(connection, state.id).await? {
-                if which.has(&held) {
-                    found.push(held.position);
-                    fail(connection, &declared, &state, &mut held, error, delay).await?;
-                }
-            }
-            Ok(Acknowledged { changes: found.len(), gone: which.gone(&found) })
-        })
-        .await
+        self.said(name, which, Said::Failed { error, delay }).await
     }
 
     /// Changes need more time: their lease is over `by` from now.
@@ -188,16 +189,29 @@ impl Subscriptions {
         which: &Which,
         by: Duration,
     ) -> Result<Acknowledged, Error> {
+        self.said(name, which, Said::NeedsTime { by }).await
+    }
+
+    /// Does what a consumer says of changes that are out with it: to all that are meant, or none.
+    async fn said(&self, name: &str, which: &Which, said: Said<'_>) -> Result<Acknowledged, Error> {
         let declared = self.declared(name)?;
         lease_of(&declared)?;
         self.transaction(async |connection| {
             let state = locked(connection, name).await?;
             let mut found = Vec::new();
             for mut held in held::store::held(connection, state.id).await? {
-                if which.has(&held) {
-                    held.due = settle::later(Utc::now(), by);
-                    held::store::update(connection, state.id, &held).await?;
-                    found.push(held.position);
+                if !which.has(&held) {
+                    continue;
+                }
+                found.push(held.position);
+                match said {
+                    Said::Failed { error, delay } => {
+                        fail(connection, &declared, &state, &mut held, error, delay).await?;
+                    }
+                    Said::NeedsTime { by } => {
+                        held.due = settle::later(Utc::now(), by);
+                        held::store::update(connection, state.id, &held).await?;
+                    }
                 }
             }
             Ok(Acknowledged { changes: found.len(), gone: which.gone(&found) })
@@ -205,7 +219,8 @@ impl Subscriptions {
         .await
     }
 
-    /// Changes after the cursor, as many as there is room for; waits up to `patience` for the first.
+    /// Changes after the cursor, as many as there is room for: what the log has, however long it takes
+    /// to read that; when it has none, waits up to `patience` for the first.
     async fn read_new(
         &self,
         declared: &Declared,
@@ -218,10 +233,13 @@ impl Subscriptions {
         let snapshot = self.shared.registry.snapshot();
         let mut new = New { after: cursor, upto: cursor, items: Vec::new(), filtered: 0 };
         let mut left = room;
-        let mut wait = Some(patience);
-        while let Some(slice) = next(&mut reader, wait.take()).await? {
-            self.learn_keys(declared, &slice).await?;
-            for (entry, json) in slice.iter() {
+        let mut slice = reader.next_present().await?;
+        if slice.is_none() && patience > Duration::ZERO {
+            slice = tokio::time::timeout(patience, reader.next()).await.ok().transpose()?;
+        }
+        while let Some(found) = slice.take() {
+            self.learn_keys(declared, &found).await?;
+            for (entry, json) in found.iter() {
                 let keys = self.keys(&entry, &json);
                 let Some(json) = declared.wants(&entry, &json) else {
                     new.upto = entry.position;
@@ -240,23 +258,13 @@ impl Subscriptions {
                     json,
                 });
             }
+            // Of more, only what is at hand.
+            slice = reader.next_present().now_or_never().transpose()?.flatten();
         }
         // Nothing more of these datasets up to where the reader has looked.
         new.upto = new.upto.max(reader.position());
         Ok(new)
     }
-}
-
-/// The next changes; without a wait only those that are at hand.
-async fn next(
-    reader: &mut Reader,
-    wait: Option<Duration>,
-) -> Result<Option<crate::log::Slice>, Error> {
-    let found = match wait {
-        Some(wait) => tokio::time::timeout(wait, reader.next()).await.ok(),
-        None => reader.next().now_or_never(),
-    };
-    Ok(found.transpose()?)
 }
 
 /// The name of a dataset by its number, as messages and events have it.
@@ -273,6 +281,16 @@ struct New {
     items: Vec<Item>,
     /// How many of those examined are not wanted.
     filtered: i64,
+}
+
+/// What became of changes read from the log.
+enum Handed {
+    /// Some are out with this consumer.
+    Out(Fetched),
+    /// None, but the cursor stands elsewhere now: moved here, or by somebody else.
+    Moved,
+    /// None, and the cursor stands where it stood.
+    Still,
 }
 
 /// What a fetch that found nothing held has to know to go on.
@@ -361,8 +379,8 @@ async fn hand_out_held(
     Ok((Fetched { lease: id, expires_at, changes }, None))
 }
 
-/// Moves the cursor over new changes and hands out those whose keys are free; `None` when there are
-/// none, or somebody else has moved it.
+/// Moves the cursor over new changes and hands out those whose keys are free, unless somebody else
+/// has moved it.
 async fn hand_out_new(
     subscriptions: &Subscriptions,
     connection: &mut PooledConnection,
@@ -370,10 +388,13 @@ async fn hand_out_new(
     new: &New,
     mut room: Room,
     lease: Duration,
-) -> Result<Option<Fetched>, Error> {
+) -> Result<Handed, Error> {
     let state = open(connection, declared).await?;
-    if state.cursor != new.after || (new.items.is_empty() && new.upto == new.after) {
-        return Ok(None);
+    if state.cursor != new.after {
+        return Ok(Handed::Moved);
+    }
+    if new.items.is_empty() && new.upto == new.after {
+        return Ok(Handed::Still);
     }
     let blocked = subscriptions.blocked(connection, declared, &state).await?;
     let mut barred = Barred::new(blocked);
@@ -410,7 +431,10 @@ async fn hand_out_new(
     step.tally.filtered = new.filtered;
     step.tally.logged = new.filtered + i64::try_from(new.items.len()).unwrap_or(i64::MAX);
     store::advance(connection, state.id, Some(new.upto), &step).await?;
-    Ok((!changes.is_empty()).then_some(Fetched { lease: id, expires_at, changes }))
+    if changes.is_empty() {
+        return Ok(Handed::Moved);
+    }
+    Ok(Handed::Out(Fetched { lease: id, expires_at, changes }))
 }
 
 /// Counts an attempt of a change that was out; whether that was its last and it is parked.
