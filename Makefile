@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 CARGO ?= cargo
 
-.PHONY: help setup demo test test-pg check fmt lint doc deny machete typos schema bench fuzz clean
+.PHONY: help setup demo test test-pg check fmt lint doc deny machete typos schema bench soak fuzz clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,10 @@ schema: ## Regenerates schema/ from the code
 
 bench: setup ## Measures the workloads (ARGS=--full at the sizes of the targets, ARGS="--only W1" for one)
 	$(CARGO) bench --locked --bench workloads -- $(ARGS)
+
+soak: setup ## Breaks everything at random and compares, for SECONDS (600), or again what failed (SEED=7)
+	CADASTRE_ORACLE_SECONDS=$(or $(SECONDS),600) CADASTRE_ORACLE_SEED=$(SEED) \
+	  $(CARGO) test --locked --test main -- --nocapture whatever_happens_a_subscriber_has
 
 fuzz: ## Fuzzes the decoder and the encoder of values, a minute each (needs cargo-fuzz)
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run decode -- -max_total_time=60

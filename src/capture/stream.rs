@@ -172,7 +172,8 @@ impl Stream {
                     let mut frame = self.buffer.split_to(len);
                     return Err(server_error(&mut frame));
                 }
-                Some(b'c') => return Err(Error::Closed),
+                // The end of the copy, or of the whole command when the server shuts down.
+                Some(b'c' | b'C') => return Err(Error::Closed),
                 // Notices and parameter changes say nothing about the stream.
                 Some(b'N' | b'S') => self.buffer.advance(len),
                 other => return Err(unexpected("streaming", other.copied())),

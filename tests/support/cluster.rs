@@ -139,10 +139,14 @@ impl Cluster {
         self.start_again().await;
     }
 
-    /// A standby of this cluster made from its files, with more settings.
+    /// A standby of this cluster made from its files, with more settings. It has no slots, as one
+    /// from a base backup has none.
     pub(crate) async fn standby(&self, settings: &[(&str, &str)]) -> Self {
         let Saved(data_dir) = self.save().await;
         let files = data_dir.path().join("postgres");
+        for slot in std::fs::read_dir(files.join("pg_replslot")).expect("list the slots") {
+            std::fs::remove_dir_all(slot.expect("a slot").path()).expect("remove a slot");
+        }
         std::fs::write(files.join("standby.signal"), "").expect("mark the standby");
         let mut options = self.options.clone();
         data_dir.path().clone_into(&mut options.data_dir);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
@@ -29,6 +30,7 @@ const DRIP_EVERY: Duration = Duration::from_millis(2);
 /// The proxy; it ends with this.
 pub(crate) struct Proxy {
     port: u16,
+    socket: Arc<Mutex<PathBuf>>,
     weather: watch::Sender<Weather>,
     _accepting: AbortOnDropHandle<()>,
 }
@@ -39,15 +41,21 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let port = listener.local_addr().expect("an address").port();
         let weather = watch::Sender::new(Weather::Fair);
-        let accepting = accept(listener, Arc::new(socket), weather.subscribe());
+        let socket = Arc::new(Mutex::new(socket));
+        let accepting = accept(listener, Arc::clone(&socket), weather.subscribe());
         #[expect(clippy::disallowed_methods, reason = "aborted when the proxy is dropped")]
         let accepting = AbortOnDropHandle::new(tokio::spawn(accepting));
-        Self { port, weather, _accepting: accepting }
+        Self { port, socket, weather, _accepting: accepting }
     }
 
     /// A superuser's connection string to a database by way of the proxy.
     pub(crate) fn url(&self, database: &str) -> String {
         format!("postgresql://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// From here on new connections lead to the server whose Unix socket this is.
+    pub(crate) fn lead_to(&self, socket: PathBuf) {
+        *self.socket.lock() = socket;
     }
 
     /// From here on the network is so.
@@ -56,12 +64,17 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, socket: Arc<PathBuf>, weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    socket: Arc<Mutex<PathBuf>>,
+    weather: watch::Receiver<Weather>,
+) {
     // Connections end with the proxy.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
-        let Ok(server) = UnixStream::connect(socket.as_path()).await else { continue };
+        let socket = socket.lock().clone();
+        let Ok(server) = UnixStream::connect(socket).await else { continue };
         let _ = client.set_nodelay(true);
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();

@@ -357,8 +357,6 @@ impl Schema {
         let ends = rows.iter().map(|row| row.get::<_, i64>(0));
         let ends = ends.map(|id| (id.to_string(), serde_json::json!({ "id": id }))).collect();
         contents.insert("shop.public.ends".to_owned(), ends);
-        // A subscriber does not know of a table that never had a row.
-        contents.retain(|_, rows: &mut Rows| !rows.is_empty());
         contents
     }
 }

@@ -8,12 +8,12 @@ use rand::{RngExt, SeedableRng};
 use tokio_postgres::{Client, Error};
 
 use super::schema::Schema;
-use crate::support::Cluster;
+use super::stage::Source;
 
 /// Commits transactions until `goal` have been and `enough` is said, again and again connecting when
 /// it has to.
 pub(super) async fn write(
-    cluster: &Cluster,
+    source: &Source,
     schema: &Schema,
     seed: u64,
     goal: usize,
@@ -23,7 +23,7 @@ pub(super) async fn write(
     let mut committed = 0;
     let wanted = |committed: usize| committed < goal || !enough.load(Ordering::Relaxed);
     while wanted(committed) {
-        let Some(client) = connect(cluster).await else {
+        let Some(client) = connect(source).await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -40,8 +40,8 @@ pub(super) async fn write(
 }
 
 /// A session as the owner, if the server takes one now.
-async fn connect(cluster: &Cluster) -> Option<Client> {
-    let mut config: tokio_postgres::Config = cluster.url("shop").parse().expect("a valid URL");
+async fn connect(source: &Source) -> Option<Client> {
+    let mut config: tokio_postgres::Config = source.now().url("shop").parse().expect("a valid URL");
     let (client, connection) =
         config.user("orders_app").connect(tokio_postgres::NoTls).await.ok()?;
     #[expect(clippy::disallowed_methods, reason = "ends with the client, and with the test")]
