@@ -72,6 +72,17 @@ pub enum Error {
         /// Where it should be.
         at: Lsn,
     },
+    /// The stream cannot begin anew before the guard has published its tables again.
+    #[error(
+        "the table of {dataset} is not in the publication {publication}; the next comparison of the \
+         guard adds it"
+    )]
+    Unpublished {
+        /// The dataset.
+        dataset: String,
+        /// Where it should be.
+        publication: String,
+    },
     /// A gap could not be made durable.
     #[error("the log did not take the gap in time")]
     Unannounced,
@@ -110,9 +121,17 @@ impl Error {
             Self::Standby => "standby",
             Self::Broken { .. } | Self::Diverged { .. } | Self::Unannounced => "gap",
             Self::Unconfirmed => "unconfirmed",
+            Self::Unpublished { .. } => "unpublished",
             Self::SlotGone { .. } => "slot",
             Self::EpochsExhausted { .. } => "epochs",
         }
+    }
+
+    /// Whether PostgreSQL cannot decode a change because its publication did not exist when it was
+    /// made. The same slot fails on it for ever.
+    pub(super) fn is_undecodable(&self, publication: &str) -> bool {
+        matches!(self, Self::Server { code, message }
+            if code == "42704" && message.contains(&format!("\"{publication}\"")))
     }
 
     /// Whether a new session may succeed. Everything that a restart, a mended network or a changed
@@ -127,6 +146,7 @@ impl Error {
             | Self::Spill(_)
             | Self::Standby
             | Self::Unconfirmed
+            | Self::Unpublished { .. }
             | Self::SlotGone { .. }
             | Self::Io(_) => Retry::Later,
             Self::Stream(error) => error.retry(),

@@ -90,6 +90,15 @@ impl Intake<'_> {
         Setup { catalog, source, database, registry, postgres }.diverged(writer).await
     }
 
+    /// The slot cannot go on: it is dropped, so that the next session begins anew.
+    pub(super) async fn undecodable(&self, error: Error) -> Error {
+        tracing::error!(source = %self.source.name, error = %error, "the slot cannot be decoded");
+        match pg::take_slot_away(&self.catalog, &self.source.name.slot()).await {
+            Ok(()) => error,
+            Err(refused) => refused.into(),
+        }
+    }
+
     /// Takes one message as it was received.
     pub(super) async fn data(
         &mut self,

@@ -88,6 +88,9 @@ impl Session<'_> {
             if let Err(error) = gulped {
                 let error = match error {
                     Error::Diverged { .. } => streaming.intake.diverged(writer, &error).await,
+                    error if error.is_undecodable(&self.source.name.publication()) => {
+                        streaming.intake.undecodable(error).await
+                    }
                     error => error,
                 };
                 return Err(Ended { error, streamed: true });

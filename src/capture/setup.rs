@@ -31,6 +31,13 @@ use crate::pg::{self, Connection, SlotState};
 use crate::registry::{Dataset, Registry, SlotRecord, Source, Standing, Switch};
 use crate::vocab::{DatasetName, Epoch, Lsn, Op, Position};
 
+/// A governed table that is not published.
+const UNPUBLISHED: &str = "
+    SELECT d.name FROM cadastre.dataset d JOIN pg_class c ON c.oid = d.relid
+    WHERE NOT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                      WHERE p.pubname = $1 AND r.prrelid = d.relid)
+    ORDER BY d.name LIMIT 1";
+
 /// From where a session goes on.
 #[derive(Debug)]
 pub(super) struct Start {
@@ -103,7 +110,7 @@ impl Setup<'_> {
         if pg::in_recovery(catalog).await? {
             return Err(Error::Standby);
         }
-        pg::ensure_publication(catalog, &source.name.publication()).await?;
+        pg::ensure_publication(catalog, &source.name).await?;
         // The slot first: another instance may be streaming, and writes down before it confirms.
         let slot = pg::slot_state(catalog, &name).await?;
         let record = registry.slot_record(source.id).await?;
@@ -128,6 +135,7 @@ impl Setup<'_> {
                 Ok(Start { epoch, seen: writer.last(), retrace: None })
             }
             Some(SlotRecord { broken: Some(reason), .. }) => {
+                self.published().await?;
                 let slot = self.fresh_slot(found.slot.as_ref()).await?;
                 self.ownership(epoch).await?;
                 if writer.last().epoch() < epoch {
@@ -216,13 +224,35 @@ impl Setup<'_> {
         Error::Broken { reason }
     }
 
+    /// [`Error::Unpublished`] when a table that is governed is not in the publication: a gap that was
+    /// announced now would end before its changes are in the stream again.
+    async fn published(&self) -> Result<(), Error> {
+        if !self.governed().await? {
+            return Ok(());
+        }
+        let publication = self.source.name.publication();
+        let missing = self.catalog.query_opt(UNPUBLISHED, &[&publication]).await;
+        match missing.map_err(pg::Error::from)? {
+            None => Ok(()),
+            Some(row) => {
+                let dataset = row.try_get(0).map_err(pg::Error::from)?;
+                Err(Error::Unpublished { dataset, publication })
+            }
+        }
+    }
+
+    /// Whether the guard is installed.
+    async fn governed(&self) -> Result<bool, Error> {
+        let governed = "SELECT to_regclass('cadastre.dataset') IS NOT NULL";
+        let row = self.catalog.query_one(governed, &[]).await.map_err(pg::Error::from)?;
+        Ok(row.try_get(0).map_err(pg::Error::from)?)
+    }
+
     /// Notes whose each dataset is, as the source itself holds it where the new epoch begins: what
     /// the stream would have said of it may be in the gap.
     async fn ownership(&self, epoch: Epoch) -> Result<(), Error> {
         let Self { catalog, source, registry, .. } = self;
-        let governed = "SELECT to_regclass('cadastre.dataset') IS NOT NULL";
-        let row = catalog.query_one(governed, &[]).await.map_err(pg::Error::from)?;
-        if !row.try_get::<_, bool>(0).map_err(pg::Error::from)? {
+        if !self.governed().await? {
             return Ok(());
         }
         let held = "SELECT name, owner, mode FROM cadastre.dataset";

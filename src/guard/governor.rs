@@ -259,7 +259,7 @@ impl Governor {
     /// Publication and slot.
     async fn publish(&self, name: &SourceName, client: Connection) -> Result<Prepared, Error> {
         let fail = |cause| failed(name, cause);
-        ensure_publication(&client, &name.publication()).await.map_err(fail)?;
+        ensure_publication(&client, name).await.map_err(fail)?;
         let deadline = Instant::now() + self.options.guard_patience;
         let slot_created = loop {
             match ensure_slot(&client, &name.slot()).await {

@@ -174,7 +174,7 @@ impl Governor {
             }
             return Ok(true);
         }
-        ensure_publication(&client, &name.publication()).await.map_err(fail)?;
+        ensure_publication(&client, name).await.map_err(fail)?;
         let mut done = true;
         if look.wants_scripts() {
             done &= self.mend_objects(&client, &source, wanted, baseline.as_ref()).await?;

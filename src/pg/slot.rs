@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio_postgres::error::SqlState;
 
 use super::{Connection, Error, quote_ident};
-use crate::vocab::Lsn;
+use crate::vocab::{Lsn, SourceName};
 
 /// What a publication of ours says: all operations, with partitions published as their root.
 pub const PUBLICATION_OPTIONS: &str =
@@ -22,18 +22,27 @@ pub enum SlotFound {
     Created,
 }
 
-/// Makes the publication if it is missing: empty, for all operations, with partitions published as
-/// their root.
+/// Makes the publication of a source if it is missing: empty, for all operations, with partitions
+/// published as their root.
+///
+/// A slot that is there all the same is dropped first: it cannot decode what was written while there
+/// was no publication (from PostgreSQL 18 on it passes that over in silence), and that it is gone is
+/// noticed by whoever streams.
 ///
 /// # Errors
 /// When the role may not, or the connection fails.
-pub async fn ensure_publication(client: &Connection, name: &str) -> Result<(), Error> {
+pub async fn ensure_publication(client: &Connection, source: &SourceName) -> Result<(), Error> {
+    let (name, slot) = (source.publication(), source.slot());
     let found =
         client.query_opt("SELECT 1 FROM pg_publication WHERE pubname = $1", &[&name]).await?;
     if found.is_some() {
         return Ok(());
     }
-    let create = format!("CREATE PUBLICATION {} WITH ({PUBLICATION_OPTIONS})", quote_ident(name));
+    if slot_state(client, &slot).await?.is_some() {
+        tracing::warn!(%source, publication = name, "publication missing: its slot is made anew");
+        take_slot_away(client, &slot).await?;
+    }
+    let create = format!("CREATE PUBLICATION {} WITH ({PUBLICATION_OPTIONS})", quote_ident(&name));
     match client.batch_execute(&create).await {
         // Another instance made it at the same time.
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),

@@ -1,7 +1,9 @@
 //! Capture against a real PostgreSQL.
 
+mod beatable;
 mod heartbeat;
 mod parts;
 mod slot;
 mod sources;
+mod stage;
 mod types;
