@@ -32,7 +32,7 @@ use crate::config::{
     CaptureOptions, DeliveryOptions, HttpOptions, LogOptions, PostgresOptions, SnapshotOptions,
 };
 use crate::embedded::{self, PrivatePostgres};
-use crate::feed::{self, Feed, Sinks, Subscriptions};
+use crate::feed::{self, Feed, Sealer, Sinks, Subscriptions};
 use crate::gateway::{Gateway, Login};
 use crate::guard::Governor;
 use crate::log::{Log, Policies, Policy, PostgresStore, Retention, Store};
@@ -51,11 +51,14 @@ const DATABASE: &str = "cadastre";
 /// The admin token's file in the data directory.
 const ADMIN_TOKEN: &str = "admin-token";
 
+/// The file in the data directory with the key that seals the secrets of webhooks.
+const SECRETS_KEY: &str = "secrets-key";
+
 /// Where unfinished transactions are kept in the data directory.
 const SPILL_DIR: &str = "spill";
 
-/// Random bytes in a token that is made here.
-const ADMIN_TOKEN_BYTES: usize = 32;
+/// Random bytes in what is made here to be kept secret.
+const KEPT_BYTES: usize = 32;
 
 /// How to run.
 #[derive(Debug, Clone, Args)]
@@ -67,7 +70,7 @@ pub struct Options {
     #[arg(long, env = "CADASTRE_DATABASE_WAIT", default_value = "30s", value_name = "DURATION",
           value_parser = humantime::parse_duration)]
     pub database_wait: Duration,
-    /// Where the private PostgreSQL and the admin token are kept.
+    /// Where the private PostgreSQL, the admin token and the key of secrets are kept.
     #[arg(long, env = "CADASTRE_DATA_DIR", default_value = DATA_DIR, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Directory of the PostgreSQL server programs to run privately; found by itself if not given.
@@ -79,6 +82,10 @@ pub struct Options {
     /// Only in the environment: arguments can be read by every user of the machine.
     #[arg(skip = std::env::var("CADASTRE_ADMIN_TOKEN").ok().map(SecretString::from))]
     pub admin_token: Option<SecretString>,
+    /// What seals the secrets of webhooks in the registry's database, the same for every replica.
+    /// Only in the environment.
+    #[arg(skip = std::env::var("CADASTRE_SECRETS_KEY").ok().map(SecretString::from))]
+    pub secrets_key: Option<SecretString>,
     /// The login with which the write gateway connects for a service: `SOURCE/SERVICE=URL`, where
     /// `${VARIABLE}` in the URL is resolved here. Without one, the service's first role is tried on the
     /// source's own connection string without a password. Several are separated by spaces.
@@ -125,9 +132,9 @@ pub enum Error {
     /// The registry could not be read.
     #[error("the registry cannot be read")]
     Registry(#[source] registry::Error),
-    /// The admin token could not be read or kept.
-    #[error("the admin token cannot be kept in {}", path.display())]
-    Token {
+    /// The admin token or the key of secrets could not be read or kept.
+    #[error("what is to be kept secret cannot be kept in {}", path.display())]
+    Kept {
         /// Its file.
         path: PathBuf,
         /// What the system said.
@@ -173,7 +180,8 @@ impl App {
     pub async fn start(options: Options) -> Result<Self, Error> {
         let metrics = telemetry::metrics().map_err(Error::Telemetry)?;
         let (postgres, target) = database(&options).await?;
-        let token = admin_token(&options)?;
+        let token = kept(&options, options.admin_token.as_ref(), ADMIN_TOKEN)?;
+        let sealer = kept(&options, options.secrets_key.as_ref(), SECRETS_KEY)?;
         migrate(&target, &options).await?;
         let pool = Pool::new(&target, &options.postgres).map_err(Error::Database)?;
         let registry = Registry::open(pool.clone()).await.map_err(Error::Registry)?;
@@ -200,7 +208,8 @@ impl App {
             options.snapshot.clone(),
         );
         let sinks = Sinks::new(&options.delivery).map_err(Error::Delivery)?;
-        let subscriptions = Subscriptions::new(registry.clone(), log.clone(), pool);
+        let subscriptions =
+            Subscriptions::new(registry.clone(), log.clone(), pool, Sealer::new(&sealer));
         let governor = Governor::new(registry.clone(), options.postgres.clone());
         let mut capture = options.capture.clone();
         capture.spill_dir.get_or_insert_with(|| options.data_dir.join(SPILL_DIR));
@@ -213,6 +222,9 @@ impl App {
         app.working.spawn("registry", registry.clone().run(stopping.clone()));
         app.working.spawn("log retention", retention.run(stopping.clone()));
         app.working.spawn("subscriptions", subscriptions.clone().keep(stopping.clone()));
+        let hold = options.delivery.delivery_hold;
+        let spool = subscriptions.clone().spool(feed.clone(), hold, app.working.clone());
+        app.working.spawn("snapshots of subscriptions", spool);
         app.working.spawn("delivery", subscriptions.clone().dispatch(sinks, app.working.clone()));
         app.working.spawn("guard", governor.clone().run(stopping));
         app.working.spawn("capture", captures.clone().run(app.working.clone()));
@@ -345,45 +357,43 @@ fn log_troubles(registry: &Registry, log: &Log) -> Vec<String> {
     snapshot.sources.values().filter_map(trouble).collect()
 }
 
-/// The admin token that was set, else the one kept in the data directory, made at the first start.
-fn admin_token(options: &Options) -> Result<SecretString, Error> {
-    match &options.admin_token {
-        Some(token) if !token.expose_secret().is_empty() => Ok(token.clone()),
+/// What was set, else what is kept in a file of the data directory, made at the first start.
+fn kept(options: &Options, set: Option<&SecretString>, file: &str) -> Result<SecretString, Error> {
+    match set {
+        Some(text) if !text.expose_secret().is_empty() => Ok(text.clone()),
         Some(_) | None => {
-            let path = options.data_dir.join(ADMIN_TOKEN);
-            make_admin_token(&options.data_dir, &path)
-                .map_err(|source| Error::Token { path, source })
+            let path = options.data_dir.join(file);
+            make_kept(&options.data_dir, &path).map_err(|source| Error::Kept { path, source })
         }
     }
 }
 
-/// The token in `path`, made first if the file is not there.
-fn make_admin_token(data_dir: &Path, path: &Path) -> std::io::Result<SecretString> {
+/// What is kept in `path`, made first if the file is not there.
+fn make_kept(data_dir: &Path, path: &Path) -> std::io::Result<SecretString> {
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
-    let token =
-        format!("cad_{}", BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; ADMIN_TOKEN_BYTES]>()));
+    let text = format!("cad_{}", BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; KEPT_BYTES]>()));
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
-            writeln!(file, "{token}")?;
-            tracing::info!(path = %path.display(), "made an admin token");
-            Ok(SecretString::from(token))
+            writeln!(file, "{text}")?;
+            tracing::info!(path = %path.display(), "made a secret to be kept");
+            Ok(SecretString::from(text))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => read_admin_token(path),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => read_kept(path),
         Err(error) => Err(error),
     }
 }
 
-fn read_admin_token(path: &Path) -> std::io::Result<SecretString> {
+fn read_kept(path: &Path) -> std::io::Result<SecretString> {
     let text = std::fs::read_to_string(path)?;
     match text.trim() {
-        "" => Err(std::io::Error::other("the file is empty: remove it to have a token made")),
+        "" => Err(std::io::Error::other("the file is empty: remove it to have another made")),
         token => Ok(SecretString::from(token)),
     }
 }
 
 /// The admin token that a server on this machine keeps in its data directory, if it can be read.
 pub fn admin_token_kept_in(data_dir: &Path) -> Option<SecretString> {
-    read_admin_token(&data_dir.join(ADMIN_TOKEN)).ok()
+    read_kept(&data_dir.join(ADMIN_TOKEN)).ok()
 }
 
 #[cfg(test)]
@@ -398,8 +408,8 @@ mod tests {
         let data_dir = dir.path().join("data");
         let path = data_dir.join(ADMIN_TOKEN);
         assert!(admin_token_kept_in(&data_dir).is_none());
-        let made = make_admin_token(&data_dir, &path).unwrap();
-        let kept = make_admin_token(&data_dir, &path).unwrap();
+        let made = make_kept(&data_dir, &path).unwrap();
+        let kept = make_kept(&data_dir, &path).unwrap();
         assert_eq!(made.expose_secret(), kept.expose_secret());
         assert_eq!(admin_token_kept_in(&data_dir).unwrap().expose_secret(), made.expose_secret());
         assert!(made.expose_secret().starts_with("cad_"));
@@ -412,6 +422,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(ADMIN_TOKEN), "\n").unwrap();
         assert!(admin_token_kept_in(dir.path()).is_none());
-        assert!(make_admin_token(dir.path(), &dir.path().join(ADMIN_TOKEN)).is_err());
+        assert!(make_kept(dir.path(), &dir.path().join(ADMIN_TOKEN)).is_err());
     }
 }

@@ -17,7 +17,7 @@ use super::{Plan, Row, median, percentile};
 const REFERENCE_SLOT: &str = "reference";
 
 /// When each numbered row was committed or seen, in microseconds since the start; 0 is never.
-struct Times {
+pub(crate) struct Times {
     /// The number of the first row: no two rounds use the same.
     first: usize,
     /// By row.
@@ -25,7 +25,8 @@ struct Times {
 }
 
 impl Times {
-    fn new(first: usize, count: usize) -> Arc<Self> {
+    /// None yet, of so many rows.
+    pub(crate) fn new(first: usize, count: usize) -> Arc<Self> {
         Arc::new(Self { first, micros: (0..count).map(|_| AtomicU64::new(0)).collect() })
     }
 
@@ -39,7 +40,7 @@ impl Times {
     }
 
     /// Latencies in microseconds against `committed`, rows never seen left out.
-    fn since(&self, committed: &Self) -> Vec<f64> {
+    pub(crate) fn since(&self, committed: &Self) -> Vec<f64> {
         let pairs = self.micros.iter().zip(&committed.micros);
         pairs
             .map(|(seen, done)| (seen.load(Ordering::Relaxed), done.load(Ordering::Relaxed)))
@@ -113,17 +114,9 @@ async fn round(
     let times = || Times::new(rows.start, rows.len());
     let (committed, ours, reference) = (times(), times(), times());
 
-    let mut body =
+    let body =
         server.feed("text/event-stream", "datasets=shop.public.w2&after=now").await.bytes_stream();
-    let seen = Arc::clone(&ours);
-    let reader = tokio::spawn(async move {
-        let mut buffer = Vec::new();
-        while !seen.complete() {
-            buffer.extend_from_slice(&body.next().await.expect("the feed goes on").expect("bytes"));
-            let rest = note_marks(&buffer, &seen, start);
-            buffer.drain(..buffer.len() - rest);
-        }
-    });
+    let reader = tokio::spawn(follow(body, Arc::clone(&ours), start));
     let mut recv = stage
         .program("pg_recvlogical")
         .args(["-d", &stage.url("shop"), "--slot", REFERENCE_SLOT, "--start", "-f", "-"])
@@ -143,26 +136,7 @@ async fn round(
         }
     });
 
-    // Several sessions share the rate; each has its own tick.
-    let sessions = 16;
-    let writers = (0..sessions).map(|session| {
-        let (committed, rows) = (Arc::clone(&committed), rows.clone());
-        async move {
-            let client = stage.shop().await;
-            client.batch_execute("SET ROLE orders_app").await.expect("a session");
-            let insert =
-                client.prepare("INSERT INTO w2 (mark) VALUES ($1)").await.expect("a statement");
-            let pause = Duration::from_secs_f64(sessions as f64 / rate as f64);
-            let mut ticks = tokio::time::interval(pause);
-            for number in rows.skip(session).step_by(sessions) {
-                ticks.tick().await;
-                let mark = format!("#{number:08};");
-                client.execute(&insert, &[&mark]).await.expect("a row");
-                committed.note(number, start);
-            }
-        }
-    });
-    futures::future::join_all(writers).await;
+    write(stage, "w2", rate, rows, &committed, start).await;
     reader.await.expect("the reader ends");
     reference_reader.join().expect("the reference reader ends");
     // Ended by an interrupt, it confirms what it has written.
@@ -170,4 +144,50 @@ async fn round(
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it still runs");
     drop(recv.wait());
     (ours.since(&committed), reference.since(&committed))
+}
+
+/// Notes what a feed brings, until it has brought everything.
+pub(crate) async fn follow(
+    body: impl futures::Stream<Item = reqwest::Result<bytes::Bytes>>,
+    seen: Arc<Times>,
+    since: Instant,
+) {
+    let mut body = std::pin::pin!(body);
+    let mut buffer = Vec::new();
+    while !seen.complete() {
+        buffer.extend_from_slice(&body.next().await.expect("the feed goes on").expect("bytes"));
+        let rest = note_marks(&buffer, &seen, since);
+        buffer.drain(..buffer.len() - rest);
+    }
+}
+
+/// Commits the numbered rows at `rate`, each in its transaction.
+pub(crate) async fn write(
+    stage: &Stage,
+    table: &str,
+    rate: usize,
+    rows: Range<usize>,
+    committed: &Arc<Times>,
+    since: Instant,
+) {
+    // Several sessions share the rate; each has its own tick.
+    let sessions = 16;
+    let writers = (0..sessions).map(|session| {
+        let (committed, rows) = (Arc::clone(committed), rows.clone());
+        async move {
+            let client = stage.shop().await;
+            client.batch_execute("SET ROLE orders_app").await.expect("a session");
+            let insert = format!("INSERT INTO {table} (mark) VALUES ($1)");
+            let insert = client.prepare(&insert).await.expect("a statement");
+            let pause = Duration::from_secs_f64(sessions as f64 / rate as f64);
+            let mut ticks = tokio::time::interval(pause);
+            for number in rows.skip(session).step_by(sessions) {
+                ticks.tick().await;
+                let mark = format!("#{number:08};");
+                client.execute(&insert, &[&mark]).await.expect("a row");
+                committed.note(number, since);
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
 }

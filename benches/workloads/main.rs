@@ -7,7 +7,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 
 mod drain;
+mod fanout;
 mod guard;
+mod isolation;
 mod latency;
 mod stage;
 
@@ -105,11 +107,17 @@ async fn main() -> ExitCode {
     if wanted("W2") {
         rows.extend(latency::run(&plan).await);
     }
+    if wanted("W3") {
+        rows.extend(fanout::run(&plan).await);
+    }
+    if wanted("W4") {
+        rows.extend(isolation::run(&plan).await);
+    }
     if wanted("W5") {
         rows.extend(guard::run(&plan).await);
     }
     if rows.is_empty() {
-        eprintln!("no such workload: expected --only W1, W2 or W5");
+        eprintln!("no such workload: expected --only W1, W2, W3, W4 or W5");
         return ExitCode::from(2);
     }
     if has("--json") {

@@ -76,6 +76,7 @@ impl Stage {
             .arg(self.directory.path().join("server"))
             .env("CADASTRE_ADMIN_TOKEN", TOKEN)
             .env("CADASTRE_LOG", "warn")
+            .env("CADASTRE_WEBHOOK_ALLOW", "127.0.0.1")
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary starts");
@@ -110,6 +111,15 @@ impl Stage {
 }
 
 impl Server {
+    /// Memory that it has resident, in KiB, as Linux tells.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_default()
+    }
+
     /// Opens a feed.
     pub(crate) async fn feed(&self, accept: &str, query: &str) -> reqwest::Response {
         let response = reqwest::Client::new()

@@ -51,6 +51,7 @@ pub(super) const ROUTES: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/subscriptions/{name}/ack", Needs::Owner),
     ("POST", "/v1/subscriptions/{name}/nack", Needs::Owner),
     ("POST", "/v1/subscriptions/{name}/extend", Needs::Owner),
+    ("GET", "/v1/subscriptions/{name}/secret", Needs::Owner),
     ("GET", "/v1/subscriptions/{name}/dead-letters", Needs::Token),
     ("POST", "/v1/subscriptions/{name}/dead-letters/redrive", Needs::Owner),
     ("GET", "/v1/subscriptions/{name}/dead-letters/{id}", Needs::Token),

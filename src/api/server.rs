@@ -175,6 +175,7 @@ fn routes(config: &mut web::ServiceConfig) {
             "POST",
             [web::post().to(rest::extend)],
         ))
+        .service(resource("/v1/subscriptions/{name}/secret", "GET", [web::get().to(rest::secret)]))
         .service(resource(
             "/v1/subscriptions/{name}/dead-letters",
             "GET",

@@ -50,7 +50,7 @@ enum Action {
     Seek {
         #[command(flatten)]
         named: Named,
-        /// `now`, `earliest`, after a position, or from a time such as 2026-03-01T12:00:00Z.
+        /// `now`, `earliest`, `snapshot` (the rows as they are), after a position, or from a time such as 2026-03-01T12:00:00Z.
         #[arg(long, value_name = "PLACE")]
         to: String,
     },
@@ -62,7 +62,12 @@ enum Action {
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Makes a new secret for a webhook and prints it, once.
+    /// Prints the secret that requests to a webhook are signed with.
+    Secret {
+        #[command(flatten)]
+        named: Named,
+    },
+    /// Makes a new secret for a webhook and prints it.
     RotateSecret {
         #[command(flatten)]
         named: Named,
@@ -206,6 +211,7 @@ pub(crate) async fn run(command: Subscription) -> Result<(), Error> {
             let done = act(&named, "subscriptionSecretRotate", kind, input).await?;
             output::line(&done.secret.unwrap_or_default())
         }
+        Action::Secret { named } => secret(&named).await,
         Action::DeadLetters { named } => dead_letters(&named).await,
         Action::Redrive { named, id } => {
             let input = json!({ "subscription": named.name, "id": id });
@@ -388,6 +394,17 @@ async fn mutate(named: &Named, query: &str, input: Value) -> Result<Payload, Err
         eprintln!("cadastre: {}", error.message);
     }
     Err(Error::No)
+}
+
+async fn secret(named: &Named) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Answer {
+        secret: String,
+    }
+    let client = Client::new(&named.common.client)?;
+    let path = ["v1", "subscriptions", named.name.as_str(), "secret"];
+    let answer: Answer = client.get_with(&path, &[]).await?;
+    output::line(&answer.secret)
 }
 
 async fn dead_letters(named: &Named) -> Result<(), Error> {

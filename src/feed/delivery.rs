@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::request::Ops;
 use super::shape::Shape;
 use crate::log::{Key, Slice};
-use crate::vocab::{Op, Position};
+use crate::vocab::{DatasetId, Op, Position};
 
 /// Some changes for one subscriber, in order, at least one.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ enum Changes {
 /// An event of a snapshot, or one of the log that was delivered during a snapshot.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
+    /// The dataset it is of.
+    pub(super) dataset: DatasetId,
     /// Up to where the log was read.
     pub(super) position: Position,
     /// What a subscriber that has handled it resumes after.
@@ -78,6 +80,14 @@ impl Delivery {
     pub(super) fn of_snapshot(events: Vec<Event>) -> Option<Self> {
         let last = events.last()?.position;
         Some(Self { changes: Changes::Snapshot(events), last })
+    }
+
+    /// The events of a snapshot; none when it is not of one.
+    pub(super) fn into_snapshot(self) -> Vec<Event> {
+        match self.changes {
+            Changes::Snapshot(events) => events,
+            Changes::Shared { .. } | Changes::Own(_) => Vec::new(),
+        }
     }
 
     /// The changes, those of a snapshot included: each with its JSON object, not copied.

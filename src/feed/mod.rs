@@ -30,7 +30,8 @@ pub use request::{After, Part, Request, Until};
 pub use shape::Shape;
 pub use snapshot::{MalformedToken, SNAPSHOT_SCHEMA, Snapshot, SnapshotTable, Snapshots, Token};
 pub use subscription::{
-    Attempt, Checksum, Counts, DeadLetter, LetterState, Status, Subscriptions, Tally,
+    Attempt, Checksum, Counts, DeadLetter, LetterState, MalformedMark, Mark, Sealer, Status,
+    Subscriptions, Tally,
 };
 
 use std::collections::BTreeMap;
@@ -108,20 +109,35 @@ impl Feed {
             )));
         }
         let (source_id, ids) = request.resolve(registered)?;
-        let source = registered.sources.values().find(|source| source.id == source_id);
-        let source = source.ok_or_else(|| Error::Invalid("datasets: no source".to_owned()))?;
+        let told = self.desk.told(registered, source_id, &request.datasets, &ids);
+        let place = self.desk.enter()?;
+        let run = self.snapshot_of(&request.datasets, ops, resume).await?;
+        let reading = Reading::Snapshot(Box::new(run));
+        let shape = request.shape.clone();
+        Ok(Cursor { reading, ops, shape, key: None, told, _place: place })
+    }
+
+    /// A snapshot of datasets, begun or gone on with.
+    async fn snapshot_of(
+        &self,
+        names: &[DatasetName],
+        ops: Ops,
+        resume: Option<Token>,
+    ) -> Result<snapshot::Run, Error> {
+        let registered = self.registry.snapshot();
         // By the names they are registered under, whichever they were asked by; each once, in order.
-        let named = request.datasets.iter().filter_map(|name| registered.dataset(name));
+        let named = names.iter().filter_map(|name| registered.dataset(name));
         let datasets: BTreeMap<_, _> =
             named.map(|dataset| (dataset.name.clone(), Arc::clone(dataset))).collect();
+        let source_id = datasets.values().next().map(|dataset| dataset.source_id);
+        let source = registered.sources.values().find(|source| Some(source.id) == source_id);
+        let source = source.ok_or_else(|| Error::Invalid("datasets: no source".to_owned()))?;
         let mut tables = Vec::with_capacity(datasets.len());
         for dataset in datasets.into_values() {
             let table = self.table_of(&dataset).await?;
             tables.push((dataset, table));
         }
-        let told = self.desk.told(registered, source_id, &request.datasets, &ids);
-        let place = self.desk.enter()?;
-        let run = snapshot::Run::begin(
+        snapshot::Run::begin(
             self.desk.log.clone(),
             &self.snapshots,
             self.postgres.clone(),
@@ -130,10 +146,7 @@ impl Feed {
             ops,
             resume,
         )
-        .await?;
-        let reading = Reading::Snapshot(Box::new(run));
-        let shape = request.shape.clone();
-        Ok(Cursor { reading, ops, shape, key: None, told, _place: place })
+        .await
     }
 
     /// What a dataset's table is called now: it may have been renamed since it was registered.

@@ -172,7 +172,7 @@ fn member(out: &mut Vec<u8>, separator: u8, name: &str, value: &[u8]) -> Option<
 /// The event as the data of an event of CloudEvents 1.0, in its JSON format:
 /// <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md>.
 /// `id` is the position, and `sequence` as well: it sorts as the changes do.
-pub(super) fn cloud_event(position: Position, op: Op, json: &[u8]) -> Vec<u8> {
+pub(super) fn cloud_event(position: impl std::fmt::Display, op: Op, json: &[u8]) -> Vec<u8> {
     #[derive(Deserialize, Default)]
     struct About<'a> {
         #[serde(borrow)]

@@ -59,8 +59,9 @@ pub use shape::{
 pub use slot::SlotRecord;
 pub use snapshot::{Decision, Orphan};
 pub use subscription::{
-    Budget, Deliver, Filter, NatsSpec, OnPark, RetryPolicy, SPEC_FIELDS, SUBSCRIPTION_NAME_FORM,
-    SpecError, StartAt, SubscriptionSpec, WebhookSpec, is_subscription_name,
+    Budget, Deliver, Filter, NatsSpec, OnPark, RetryPolicy, SNAPSHOT_NEEDS_ROWS, SPEC_FIELDS,
+    SUBSCRIPTION_NAME_FORM, SpecError, StartAt, SubscriptionSpec, WebhookSpec,
+    is_subscription_name,
 };
 pub use token::{Grant, NewToken, Principal, Token, TokenDigest, TokenId, TokenIdError};
 pub use transfer::{

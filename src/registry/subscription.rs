@@ -18,6 +18,10 @@ use crate::vocab::{Op, Position, Predicate, PredicateError, limits};
 /// What may stand in a declaration beside service and datasets.
 pub const SPEC_FIELDS: [&str; 6] = ["deliver", "filter", "retry", "start", "budget", "deadLetters"];
 
+/// Why a snapshot cannot be had by who wants no rows.
+pub const SNAPSHOT_NEEDS_ROWS: &str =
+    "a snapshot gives rows as r, which has to be among the operations";
+
 /// What the name of a subscription looks like, for messages.
 pub const SUBSCRIPTION_NAME_FORM: &str = "1 to 63 characters, a lower-case letter first, then \
      lower-case letters, digits and hyphens";
@@ -128,6 +132,8 @@ pub enum OnPark {
 pub enum StartAt {
     /// With the next change.
     Now,
+    /// With the rows as they are, then with the changes that they do not contain.
+    Snapshot,
     /// With the oldest change the log holds.
     Earliest,
     /// With the change after this position.
@@ -143,6 +149,7 @@ impl FromStr for StartAt {
         match text {
             "now" => return Ok(Self::Now),
             "earliest" => return Ok(Self::Earliest),
+            "snapshot" => return Ok(Self::Snapshot),
             _ => {}
         }
         if let Ok(position) = text.parse() {
@@ -150,8 +157,8 @@ impl FromStr for StartAt {
         }
         let time = DateTime::parse_from_rfc3339(text).map(|time| Self::Time(time.to_utc()));
         time.map_err(|_| {
-            "expected \"now\", \"earliest\", a position such as 01-00000000016CA548-00000003, or a \
-             time such as 2026-03-01T12:00:00Z"
+            "expected \"now\", \"earliest\", \"snapshot\", a position such as \
+             01-00000000016CA548-00000003, or a time such as 2026-03-01T12:00:00Z"
                 .to_owned()
         })
     }
@@ -272,6 +279,10 @@ impl Reader {
         let filter = self.filter(&root);
         let retry = self.retry(&root);
         let start = self.start(&root);
+        let rows = filter.ops.as_ref().is_none_or(|ops| ops.contains(&Op::Read));
+        if start == StartAt::Snapshot && !rows {
+            self.report(&["filter", "ops"], format!(": {SNAPSHOT_NEEDS_ROWS}"));
+        }
         let budget = self.budget(&root);
         let expire_after = self.section(&root, "deadLetters").and_then(|letters| {
             self.only(&letters, &["expireAfter"]);
@@ -618,8 +629,8 @@ mod tests {
                 "maxAttempts of retry of subscription \"s\": expected a whole number above 0",
                 "initial of retry of subscription \"s\": expected a duration such as 1s or 5m",
                 "onPark of retry of subscription \"s\": expected block or pass",
-                "start of subscription \"s\": expected \"now\", \"earliest\", a position such as \
-                 01-00000000016CA548-00000003, or a time such as 2026-03-01T12:00:00Z",
+                "start of subscription \"s\": expected \"now\", \"earliest\", \"snapshot\", a position \
+                 such as 01-00000000016CA548-00000003, or a time such as 2026-03-01T12:00:00Z",
                 "budget of subscription \"s\": expected a mapping, found a number",
             ]
         );
@@ -642,6 +653,10 @@ mod tests {
         let nats = json!({ "deliver": { "nats": { "url": "nats://a:geheim@x", "stream": "S" } } });
         assert!(wrong(&nats)[0].contains("refer to an environment variable instead"));
         assert!(!wrong(&nats)[0].contains("geheim"));
+        let rowless = json!({
+            "deliver": { "pull": {} }, "start": "snapshot", "filter": { "ops": ["c"] },
+        });
+        assert!(wrong(&rowless)[0].ends_with("which has to be among the operations"));
         let two = json!({ "deliver": { "pull": {}, "nats": {} } });
         assert!(wrong(&two)[0].ends_with("and only one"));
     }

@@ -27,6 +27,8 @@ pub enum Failpoint {
     DeliverAfterSend,
     /// What was settled is about to be written with the cursor.
     DeliverBeforeCursor,
+    /// Rows of a snapshot are held, and where in it to go on; neither is committed.
+    SnapshotBeforeStep,
     /// New guards wait in a source for their commit; the registry does not know of them.
     GuardBeforeRegistry,
     /// The registry has committed; the source has not.
@@ -37,7 +39,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::GuardApply,
         Self::GuardUninstall,
         Self::CaptureSpill,
@@ -47,6 +49,7 @@ impl Failpoint {
         Self::DeliverBeforeSend,
         Self::DeliverAfterSend,
         Self::DeliverBeforeCursor,
+        Self::SnapshotBeforeStep,
         Self::GuardBeforeRegistry,
         Self::GuardBeforeSource,
         Self::GuardBeforeInstalled,
@@ -64,6 +67,7 @@ impl Failpoint {
             Self::DeliverBeforeSend => "deliver.before_send",
             Self::DeliverAfterSend => "deliver.after_send",
             Self::DeliverBeforeCursor => "deliver.before_cursor",
+            Self::SnapshotBeforeStep => "snapshot.before_step",
             Self::GuardBeforeRegistry => "guard.before_registry",
             Self::GuardBeforeSource => "guard.before_source",
             Self::GuardBeforeInstalled => "guard.before_installed",

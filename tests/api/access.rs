@@ -53,6 +53,7 @@ const ROUTES: &[(&str, &str, &str, &str, [bool; 5])] = &[
         r#"{"positions":[],"by":"1s"}"#,
         OWNER,
     ),
+    ("GET", "/v1/subscriptions/{name}/secret", "/v1/subscriptions/mine/secret", "", OWNER),
     (
         "GET",
         "/v1/subscriptions/{name}/dead-letters",

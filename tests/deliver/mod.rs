@@ -1,8 +1,10 @@
 //! Delivery from outside: subscriptions, those who fetch and those who are sent to.
 
+mod isolation;
 mod nats;
 mod pull;
 mod receiver;
+mod snapshot;
 mod subscriptions;
 mod webhook;
 

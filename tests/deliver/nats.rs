@@ -6,6 +6,7 @@ use std::process::Stdio;
 use async_nats::jetstream;
 use async_nats::jetstream::context::GetStreamErrorKind;
 use cadastre::task::Failpoint;
+use futures::StreamExt;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -14,14 +15,14 @@ use super::Shop;
 use crate::support::{WAIT, eventually};
 
 /// A `nats-server` with JetStream; it ends with the test.
-struct NatsServer {
+pub(super) struct NatsServer {
     dir: TempDir,
     port: u16,
     child: Child,
 }
 
 impl NatsServer {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         // Free now; only another test that is as unlucky could take it in between.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -33,7 +34,7 @@ impl NatsServer {
         server
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
@@ -55,6 +56,20 @@ impl NatsServer {
     async fn start_again(&mut self) {
         self.child = spawn(&self.dir, self.port);
         self.context().await;
+    }
+
+    /// The events in a stream, in its order.
+    pub(super) async fn events(&self, stream: &str) -> Vec<serde_json::Value> {
+        let Ok(stream) = self.context().await.get_stream(stream).await else { return Vec::new() };
+        let config = jetstream::consumer::pull::OrderedConfig::default();
+        let consumer = stream.create_consumer(config).await.unwrap();
+        let mut messages = consumer.messages().await.unwrap();
+        let mut events = Vec::new();
+        for _ in 0..stream.cached_info().state.messages {
+            let message = messages.next().await.unwrap().unwrap();
+            events.push(serde_json::from_slice(&message.payload).unwrap());
+        }
+        events
     }
 
     /// The positions and ids in a stream, in its order.
@@ -120,19 +135,54 @@ async fn a_stream_gets_every_change_once_through_crashes_of_both_sides() {
     let status = delivered(&shop, 100).await;
     assert_eq!(status["counts"]["reconcile"], true, "{status}");
 
-    // This side dies after the server has acknowledged and before that is written down.
-    shop.server.kill().await;
-    shop.write("INSERT INTO orders SELECT n, 'open' FROM generate_series(101, 150) n").await;
-    shop.server.restart_to_die_at(Failpoint::DeliverBeforeCursor, 1).await;
-    shop.server.restart().await;
-    delivered(&shop, 150).await;
+    // This side dies: with the changes chosen, with them acknowledged, with that about to be written.
+    let steps =
+        [Failpoint::DeliverBeforeSend, Failpoint::DeliverAfterSend, Failpoint::DeliverBeforeCursor];
+    for (to, step) in [150_u64, 200, 250].into_iter().zip(steps) {
+        shop.server.kill().await;
+        let rows = format!("SELECT n, 'open' FROM generate_series({}, {to}) n", to - 49);
+        shop.write(&format!("INSERT INTO orders {rows}")).await;
+        shop.server.restart_to_die_at(step, 1).await;
+        shop.server.restart().await;
+        delivered(&shop, to).await;
+    }
 
     let messages = nats.messages("SHOP").await;
     let ids: BTreeSet<&str> = messages.iter().map(|(_, id, _)| id.as_str()).collect();
-    assert_eq!((messages.len(), ids.len()), (150, 150), "each once");
+    assert_eq!((messages.len(), ids.len()), (250, 250), "each once");
     assert!(messages.iter().all(|(subject, ..)| subject == "changes.shop.public.orders"));
     let rows: Vec<i64> = messages.iter().map(|(.., row)| *row).collect();
-    assert_eq!(rows, (1..=150).collect::<Vec<_>>(), "in order");
+    assert_eq!(rows, (1..=250).collect::<Vec<_>>(), "in order");
+}
+
+#[tokio::test]
+async fn a_change_that_the_stream_cannot_take_is_parked_and_all_others_arrive_once() {
+    let nats = NatsServer::start().await;
+    let shop = Shop::open().await;
+    let spec = json!({
+        "deliver": { "nats": { "url": nats.url(), "stream": "SHOP" } },
+        "retry": { "maxAttempts": 2, "initial": "5ms", "max": "5ms", "onPark": "pass" },
+    });
+    shop.subscribe("stream", spec).await;
+    // The server takes messages of up to 1 MiB.
+    shop.write(
+        "INSERT INTO orders SELECT n, CASE n WHEN 6 THEN repeat('x', 1100000) ELSE 'open' END
+         FROM generate_series(1, 10) n",
+    )
+    .await;
+    let status = eventually(WAIT, async || {
+        let status = shop.status("stream").await;
+        let counts = &status["counts"];
+        (counts["delivered"] == 9 && counts["parked"] == 1).then_some(status)
+    })
+    .await;
+    assert_eq!(status["counts"]["reconcile"], true, "{status}");
+    assert_eq!(status["breaker"], "closed", "the stream is not to blame: {status}");
+    let letters = shop.get("stream", "dead-letters").await;
+    assert_eq!(letters["dead_letters"][0]["change"]["after"]["id"], 6);
+    let mut rows: Vec<i64> = nats.messages("SHOP").await.into_iter().map(|(.., row)| row).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [1, 2, 3, 4, 5, 7, 8, 9, 10], "each once");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Consumers that fetch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use parking_lot::Mutex;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -243,6 +244,110 @@ async fn a_fetch_that_does_not_wait_finds_what_only_the_store_has() {
         let expected: Vec<i64> = (from..=20).take(7).collect();
         assert_eq!(ids(&fetched), expected, "at the first time of asking");
     }
+}
+
+#[tokio::test]
+async fn whatever_consumers_do_everything_is_handled_and_only_poison_is_parked() {
+    let shop = Shop::open().await;
+    let spec = json!({
+        "deliver": { "pull": { "lease": "1s" } },
+        "retry": { "maxAttempts": 20, "initial": "1ms", "max": "5ms", "onPark": "pass" },
+    });
+    shop.subscribe("invoices", spec).await;
+    shop.write("INSERT INTO orders SELECT n, 'open' FROM generate_series(1, 20) n").await;
+    shop.write("UPDATE orders SET status = 'paid' WHERE id <> 13").await;
+    let tries: Mutex<BTreeMap<String, u32>> = Mutex::default();
+    let handled: Mutex<Vec<(i64, String)>> = Mutex::default();
+    let consume = async || loop {
+        let counts = shop.status("invoices").await["counts"].take();
+        assert_eq!(counts["reconcile"], true, "{counts}");
+        if counts["delivered"] == 38 && counts["pending"] == 0 {
+            return;
+        }
+        let fetched = shop.get("invoices", "changes?max=3&wait=200ms").await;
+        for (row, position) in ids(&fetched).into_iter().zip(positions(&fetched)) {
+            let time = {
+                let mut tries = tries.lock();
+                let time = tries.entry(position.clone()).or_default();
+                *time += 1;
+                *time
+            };
+            let this = json!({ "lease": fetched["lease"], "positions": [position] });
+            match (row, time) {
+                (13, _) => {
+                    let no = json!({ "positions": [position], "error": "poison", "delay": "0s" });
+                    shop.post("invoices", "nack", no).await;
+                }
+                // It dies: the lease ends by itself.
+                (_, 1) if row % 5 == 0 => {}
+                (_, 1) if row % 5 == 1 => {
+                    let no = json!({ "positions": [position], "error": "busy" });
+                    shop.post("invoices", "nack", no).await;
+                }
+                // It asks for more time, and then needs it.
+                (_, 1) if row % 5 == 2 => {
+                    let more = json!({ "positions": [position], "by": "5s" });
+                    shop.post("invoices", "extend", more).await;
+                    handled.lock().push((row, position));
+                    shop.post("invoices", "ack", this).await;
+                }
+                // It has done the work and comes too late to say so: it does it again.
+                (_, 1) if row % 5 == 3 => handled.lock().push((row, position)),
+                _ => {
+                    handled.lock().push((row, position));
+                    shop.post("invoices", "ack", this).await;
+                }
+            }
+        }
+    };
+    let three = async { tokio::join!(consume(), consume(), consume()) };
+    tokio::time::timeout(WAIT * 2, three).await.unwrap();
+    let counts = json!({ "logged": 39, "delivered": 38, "pending": 0, "parked": 1, "filtered": 0,
+        "dropped": 0, "reconcile": true });
+    assert_eq!(shop.status("invoices").await["counts"], counts);
+    let letters = shop.get("invoices", "dead-letters").await;
+    let letter = &letters["dead_letters"][0];
+    assert_eq!(letter["change"]["after"]["id"], 13, "{letter}");
+    assert_eq!(letter["attempts"].as_array().unwrap().len(), 20, "{letter}");
+    let handled = handled.lock();
+    let distinct: BTreeSet<&str> = handled.iter().map(|(_, at)| at.as_str()).collect();
+    assert_eq!(distinct.len(), 38, "at least once");
+    let mut last: BTreeMap<i64, &str> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for (row, position) in handled.iter().filter(|(_, at)| seen.insert(at.as_str())) {
+        let before = last.insert(*row, position);
+        assert!(before.is_none_or(|before| before < position.as_str()), "row {row} out of order");
+    }
+}
+
+#[tokio::test]
+async fn a_budget_holds_for_consumers_that_fetch_however_many_they_are() {
+    let shop = Shop::open().await;
+    let spec = json!({ "deliver": { "pull": {} }, "budget": { "changesPerSecond": 20 } });
+    shop.subscribe("invoices", spec).await;
+    shop.subscribe("free", pull()).await;
+    shop.write("INSERT INTO orders SELECT n, 'open' FROM generate_series(1, 80) n").await;
+    let began = std::time::Instant::now();
+    let consume = async || {
+        let mut mine = 0;
+        while shop.status("invoices").await["counts"]["delivered"] != 80 {
+            let fetched = shop.get("invoices", "changes?max=1000&wait=1s").await;
+            let count = ids(&fetched).len();
+            assert!(count <= 20, "a second's worth at most: {count}");
+            mine += count;
+            if count > 0 {
+                shop.post("invoices", "ack", json!({ "lease": fetched["lease"] })).await;
+            }
+        }
+        mine
+    };
+    let both = async { tokio::join!(consume(), consume()) };
+    let (a, b) = tokio::time::timeout(WAIT, both).await.unwrap();
+    assert_eq!(a + b, 80);
+    // A second's worth at once; the rest takes three seconds at least, less what each fetch rounds up.
+    assert!(began.elapsed().as_secs() >= 2, "{:?}", began.elapsed());
+    let free = shop.get("free", "changes?max=1000&wait=30s").await;
+    assert_eq!(ids(&free).len(), 80, "another's budget is its own");
 }
 
 #[tokio::test]

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::receiver::{Does, Receiver, Request};
-use super::{Shop, checksum};
+use super::{ORDERS, Shop, checksum};
 use crate::support::{WAIT, eventually};
 
 /// Tests receive on this machine, which is closed otherwise; a crashed server's cursor is free soon.
-const ENV: [(&str, &str); 2] =
+pub(super) const ENV: [(&str, &str); 2] =
     [("CADASTRE_WEBHOOK_ALLOW", "127.0.0.1"), ("CADASTRE_DELIVERY_HOLD", "500ms")];
 
 fn webhook(receiver: &Receiver, retry: Value) -> Value {
@@ -32,7 +32,7 @@ fn id(event: &Value) -> i64 {
 }
 
 /// Waits until everything logged for a subscription is settled; its counts then.
-async fn settled(shop: &Shop, name: &str, logged: u64) -> Value {
+pub(super) async fn settled(shop: &Shop, name: &str, logged: u64) -> Value {
     eventually(WAIT * 2, async || {
         let status = shop.status(name).await;
         let counts = &status["counts"];
@@ -121,6 +121,54 @@ async fn the_official_library_verifies_across_a_rotation() {
     let mut forged = last.clone();
     forged.body.push(b' ');
     assert!(!verify(&python, &forged, &third).await, "another body");
+}
+
+#[tokio::test]
+async fn a_webhook_of_a_manifest_is_signed_and_its_secret_is_sealed_and_its_owners_to_read() {
+    let python = standard_webhooks().await;
+    let mut shop = Shop::with_env(&ENV).await;
+    let receiver = Receiver::start().await;
+    shop.apply(&format!(
+        "subscriptions:
+  hook:
+    service: billing
+    datasets: [{ORDERS}]
+    deliver: {{ webhook: {{ url: \"{}\" }} }}
+",
+        receiver.url()
+    ))
+    .await;
+    let show = async |shop: &Shop| {
+        let shown = shop.server.command().args(["subscription", "secret", "hook"]).output().await;
+        String::from_utf8(shown.unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let secret = show(&shop).await;
+    assert!(secret.starts_with("whsec_"), "{secret}");
+    shop.write("INSERT INTO orders VALUES (1, 'open')").await;
+    settled(&shop, "hook", 1).await;
+    let request = receiver.requests().pop().unwrap();
+    assert!(verify(&python, &request, &secret).await);
+
+    // Whoever has the database alone has no secret.
+    use base64::Engine;
+    let plain = secret.strip_prefix("whsec_").unwrap();
+    let plain = base64::prelude::BASE64_STANDARD.decode(plain).unwrap();
+    let registry = shop.cluster.connect("registry").await;
+    let stored = "SELECT secret FROM cadastre_registry.subscription_secrets";
+    let stored = registry.query(stored, &[]).await.unwrap();
+    let stored: Vec<Vec<u8>> = stored.iter().map(|row| row.get(0)).collect();
+    assert!(stored.iter().all(|it| !it.windows(plain.len()).any(|part| part == plain)));
+    assert_eq!(stored.len(), 1);
+
+    // One that an earlier program stored in the clear is sealed, and stays what it is.
+    let clear = "UPDATE cadastre_registry.subscription_secrets SET secret = $1, sealed = false";
+    shop.server.kill().await;
+    registry.execute(clear, &[&plain]).await.unwrap();
+    shop.server.restart().await;
+    assert_eq!(show(&shop).await, secret);
+    let sealed = "SELECT count(*) FROM cadastre_registry.subscription_secrets WHERE sealed";
+    assert_eq!(registry.query_one(sealed, &[]).await.unwrap().get::<_, i64>(0), 1);
+    assert!(!shop.server.log().contains(&secret), "a secret in the log");
 }
 
 /// A Python that has the official library of Standard Webhooks, installed once.

@@ -26,7 +26,7 @@ pub(super) use openapi::openapi;
 pub use openapi::openapi_json;
 pub(super) use proof::proof;
 pub(super) use rows::rows;
-pub(super) use subscription::{ack, extend, fetch, nack};
+pub(super) use subscription::{ack, extend, fetch, nack, secret};
 
 /// The dead-letter queue's handlers.
 pub(super) mod dead_letters {

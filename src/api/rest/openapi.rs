@@ -44,6 +44,7 @@ pub(super) struct Problem {
         super::subscription::ack,
         super::subscription::nack,
         super::subscription::extend,
+        super::subscription::secret,
         super::dead_letter::list,
         super::dead_letter::get,
         super::dead_letter::edit,

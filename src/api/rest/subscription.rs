@@ -15,8 +15,8 @@ use crate::api::code::Code;
 use crate::api::input::{self, Query};
 use crate::api::problem::Problem;
 use crate::api::server::Shared;
-use crate::feed::{self, Acknowledged, Fetched, Subscriptions, Which};
-use crate::vocab::{Position, limits};
+use crate::feed::{self, Acknowledged, Fetched, Mark, Subscriptions, Which};
+use crate::vocab::limits;
 
 /// Changes of a fetch when it does not say.
 const FETCH_DEFAULT: usize = 100;
@@ -44,7 +44,7 @@ pub(super) struct ChangesAnswer<'a> {
 pub(super) struct ChangeAnswer<'a> {
     /// Where it stands: the idempotency key.
     #[schema(value_type = String, example = "01-00000000016CA548-00000003")]
-    position: Position,
+    position: Mark,
     /// From 1: how often it has been handed out.
     attempt: u32,
     /// The event.
@@ -61,7 +61,7 @@ pub(super) struct AckRequest {
     lease: Option<Uuid>,
     /// These.
     #[schema(value_type = Option<Vec<String>>)]
-    positions: Option<Vec<Position>>,
+    positions: Option<Vec<Mark>>,
 }
 
 /// The same, and why.
@@ -73,7 +73,7 @@ pub(super) struct NackRequest {
     lease: Option<Uuid>,
     /// These.
     #[schema(value_type = Option<Vec<String>>)]
-    positions: Option<Vec<Position>>,
+    positions: Option<Vec<Mark>>,
     /// What went wrong, for the dead-letter queue.
     error: Option<String>,
     /// Shortest pause before they are handed out again.
@@ -90,7 +90,7 @@ pub(super) struct ExtendRequest {
     lease: Option<Uuid>,
     /// These.
     #[schema(value_type = Option<Vec<String>>)]
-    positions: Option<Vec<Position>>,
+    positions: Option<Vec<Mark>>,
     /// How long the lease lasts from now on.
     #[schema(example = "1m")]
     by: String,
@@ -103,7 +103,7 @@ pub(super) struct AckAnswer {
     changes: usize,
     /// Positions that are not out any more: settled before, or given up.
     #[schema(value_type = Vec<String>)]
-    gone: Vec<Position>,
+    gone: Vec<Mark>,
 }
 
 /// The next changes of a pull subscription, under a lease.
@@ -225,6 +225,36 @@ pub(in crate::api) async fn extend(
     acknowledged(&shared, async move { subscriptions.extend(&name, &which, by).await }).await
 }
 
+/// The secret of a webhook.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SecretAnswer {
+    /// What its requests are signed with, by the Standard Webhooks rules.
+    #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
+    secret: String,
+}
+
+/// The secret that requests to a webhook are signed with: the newest.
+#[utoipa::path(
+    get, path = "/v1/subscriptions/{name}/secret", tag = "subscriptions",
+    params(("name" = String, Path, description = "The subscription")),
+    responses(
+        (status = 200, body = SecretAnswer),
+        (status = 404, description = "unknown_subscription", body = super::openapi::Problem),
+        (status = 409, description = "conflict: not a webhook", body = super::openapi::Problem),
+    ),
+)]
+pub(in crate::api) async fn secret(
+    shared: web::Data<Shared>,
+    caller: Caller,
+    name: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let subscriptions = permitted(&shared, &caller, &name)?;
+    let work = async move { subscriptions.secret(&name).await };
+    let secret = shared.detached("api.secret", work).await??;
+    let mut answer = HttpResponse::Ok();
+    Ok(answer.insert_header(("cache-control", "no-store")).json(SecretAnswer { secret }))
+}
+
 /// The subscriptions, for who may change this one.
 pub(super) fn permitted(
     shared: &Shared,
@@ -260,7 +290,7 @@ fn answer(fetched: &Fetched) -> Result<HttpResponse, Problem> {
     }))
 }
 
-fn which(lease: Option<Uuid>, positions: Option<Vec<Position>>) -> Result<Which, Problem> {
+fn which(lease: Option<Uuid>, positions: Option<Vec<Mark>>) -> Result<Which, Problem> {
     let most = limits::PULL_BATCH_MAX;
     match &positions {
         None if lease.is_none() => {

@@ -47,6 +47,11 @@ impl Shape {
         !self.key.is_empty()
     }
 
+    /// The columns of the key, in its order.
+    pub fn key_columns(&self) -> Vec<String> {
+        self.key.iter().map(|column| column.name.clone()).collect()
+    }
+
     /// How many rows PostgreSQL believes it has.
     pub fn rows_estimated(&self) -> u64 {
         self.rows_estimated

@@ -102,6 +102,7 @@ impl Stage {
             postgres_port: None,
             gateway_logins: Vec::new(),
             admin_token: None,
+            secrets_key: None,
             http: HttpOptions { listen: listen.to_owned(), ..HttpOptions::default() },
             postgres: waits,
             capture: CaptureOptions::default(),

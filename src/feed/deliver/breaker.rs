@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::sink::Blame;
+use crate::feed::subscription::Mark;
 use crate::feed::subscription::settle::pause;
 use crate::registry::RetryPolicy;
-use crate::vocab::Position;
 
 /// So many failures in a row open it: of different changes, or before the receiver was reached.
 const FAILURES: usize = 5;
@@ -39,7 +39,7 @@ pub(super) struct Breaker {
     state: State,
     /// Changes that failed since the last success; one that never reached the receiver counts each
     /// time.
-    failed: Vec<Position>,
+    failed: Vec<Mark>,
     /// Openings since the last success: each lasts longer.
     openings: u32,
 }
@@ -99,7 +99,7 @@ impl Breaker {
     /// A change has not arrived; whether that counts towards parking it.
     pub(super) fn failed(
         &mut self,
-        position: Position,
+        position: Mark,
         blame: Blame,
         now: Instant,
         at_least: Duration,
@@ -135,10 +135,10 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocab::{Epoch, Lsn};
+    use crate::vocab::{Epoch, Lsn, Position};
 
-    fn position(n: u32) -> Position {
-        Position::new(Epoch::FIRST, Lsn::new(1), n)
+    fn position(n: u32) -> Mark {
+        Position::new(Epoch::FIRST, Lsn::new(1), n).into()
     }
 
     fn retry() -> RetryPolicy {

@@ -167,24 +167,21 @@ impl Subscriptions {
             let Some(fence) = store::claim(connection, id, me, hold).await? else {
                 return Ok(None);
             };
-            let secrets = store::secrets(connection, id).await?;
             let name = &declared.subscription.name;
             let wishes = store::state(connection, name, false).await?.map(|state| state.wishes);
-            Ok(Some((fence, secrets, wishes.unwrap_or_default())))
+            Ok(Some((fence, wishes.unwrap_or_default())))
         };
-        let Some((fence, secrets, wishes)) = self.transaction(claim).await? else {
+        let Some((fence, wishes)) = self.transaction(claim).await? else {
             return Ok(None);
         };
-        let Some(sink) = sinks.sink(&declared, secrets) else { return Ok(None) };
         let subscription = Arc::clone(&declared.subscription);
-        let runner = match Runner::open(
-            self.clone(),
-            declared,
-            sink,
-            Claim { fence, claimed, hold },
-        )
-        .await
-        {
+        let open = async {
+            let secrets = self.secrets(&declared).await?;
+            let sink = sinks.sink(&declared, secrets).unwrap_or(sink);
+            let claim = Claim { fence, claimed, hold };
+            Runner::open(self.clone(), declared, sink, claim).await
+        };
+        let runner = match open.await {
             Ok(runner) => runner,
             Err(error) => {
                 let text = ErrorChain(&error).to_string();

@@ -9,16 +9,20 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::log::Entry;
 use crate::vocab::{DatasetId, Op};
 
 /// The keys of a change, given the columns of its dataset's key: no two changes that share one
 /// overtake each other. A change without any stands between what is before and after it: one of the
 /// whole dataset, or of a row whose key is not known.
-pub(in crate::feed) fn keys(columns: Option<&[String]>, entry: &Entry, json: &[u8]) -> Vec<i64> {
-    match entry.op {
+pub(in crate::feed) fn keys(
+    columns: Option<&[String]>,
+    dataset: DatasetId,
+    op: Op,
+    json: &[u8],
+) -> Vec<i64> {
+    match op {
         Op::Create | Op::Update | Op::Delete | Op::Read => {
-            columns.and_then(|columns| of_row(entry.dataset, columns, json)).unwrap_or_default()
+            columns.and_then(|columns| of_row(dataset, columns, json)).unwrap_or_default()
         }
         Op::Truncate | Op::Schema | Op::Ownership | Op::Gap => Vec::new(),
     }

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
-use crate::feed::subscription::Checksum;
 use crate::feed::subscription::held::{Barred, Held, Item, Room};
+use crate::feed::subscription::{Checksum, Mark};
 use crate::vocab::{Position, limits};
 
 /// One change under way.
@@ -45,7 +45,7 @@ pub(super) enum Stage {
 /// All changes under way.
 #[derive(Debug)]
 pub(super) struct Lots {
-    lots: BTreeMap<Position, Lot>,
+    lots: BTreeMap<Mark, Lot>,
     /// Keys of parked changes, if these block.
     blocked: HashSet<i64>,
     blocks: bool,
@@ -58,7 +58,7 @@ pub(super) struct Lots {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Choice {
     /// These, in order, together.
-    Send(Vec<Position>),
+    Send(Vec<Mark>),
     /// Nothing, until then or until something changes.
     Nothing { until: Option<DateTime<Utc>> },
 }
@@ -73,15 +73,15 @@ pub(super) struct Plan {
     pub(super) delivered: i64,
     pub(super) checksum: Checksum,
     /// Get a row.
-    pub(super) store: Vec<Position>,
+    pub(super) store: Vec<Mark>,
     /// Are parked without ever having had a row.
-    pub(super) park: Vec<Position>,
+    pub(super) park: Vec<Mark>,
     /// Had a row and are delivered.
-    pub(super) gone: Vec<Position>,
+    pub(super) gone: Vec<Mark>,
     /// Had a row and are parked.
-    pub(super) park_stored: Vec<Position>,
+    pub(super) park_stored: Vec<Mark>,
     /// Have a row that says something else.
-    pub(super) update: Vec<Position>,
+    pub(super) update: Vec<Mark>,
 }
 
 impl Lots {
@@ -133,11 +133,15 @@ impl Lots {
         self.lots.insert(held.position, Lot { held, item, stored: false, dirty: false, stage });
     }
 
-    pub(super) fn get(&self, position: Position) -> Option<&Lot> {
+    pub(super) fn get(&self, position: Mark) -> Option<&Lot> {
         self.lots.get(&position)
     }
 
-    pub(super) fn get_mut(&mut self, position: Position) -> Option<&mut Lot> {
+    fn has_row(&self, position: Mark) -> bool {
+        self.lots.get(&position).is_some_and(|lot| lot.stored)
+    }
+
+    pub(super) fn get_mut(&mut self, position: Mark) -> Option<&mut Lot> {
         self.lots.get_mut(&position)
     }
 
@@ -148,13 +152,13 @@ impl Lots {
         }
     }
 
-    /// What can be sent at `now`. A change that has failed, or has a row, goes alone; so does a
-    /// probe, for which the one that failed least is taken.
+    /// What can be sent at `now`. A change that has failed goes alone; so does a probe, for which the
+    /// one that failed least is taken. Those with a row and those without do not go together.
     pub(super) fn choose(&self, now: DateTime<Utc>, mut room: Room, probe: bool) -> Choice {
         let mut barred = Barred::new(self.blocked.iter().copied());
         let mut chosen = Vec::new();
         let mut until: Option<DateTime<Utc>> = None;
-        let mut best: Option<(usize, Position)> = None;
+        let mut best: Option<(usize, Mark)> = None;
         for (position, lot) in &self.lots {
             match lot.stage {
                 Stage::Delivered | Stage::Filtered => continue,
@@ -178,7 +182,7 @@ impl Lots {
                 barred.bar(&lot.held.keys);
                 continue;
             }
-            let alone = lot.stored || !lot.held.tried.is_empty();
+            let alone = !lot.held.tried.is_empty();
             if probe {
                 let failed = lot.held.tried.len();
                 if best.is_none_or(|(least, _)| failed < least) {
@@ -193,7 +197,9 @@ impl Lots {
                     return Choice::Send(vec![*position]);
                 }
                 barred.bar(&lot.held.keys);
-            } else if room.take(lot.held.bytes, chosen.is_empty()) {
+            } else if chosen.first().is_none_or(|first| self.has_row(*first) == lot.stored)
+                && room.take(lot.held.bytes, chosen.is_empty())
+            {
                 chosen.push(*position);
             } else {
                 break;
@@ -254,7 +260,7 @@ impl Lots {
                 break;
             }
             plan.logged += 1;
-            plan.cursor = Some(*position);
+            plan.cursor = Some(position.position());
         }
         if passes {
             plan.cursor = plan.cursor.max(Some(examined));
@@ -288,7 +294,8 @@ impl Lots {
         let (mut stored, mut changes, mut bytes) = (0, 0, 0);
         self.lots.retain(|position, lot| {
             let settled = matches!(lot.stage, Stage::Delivered | Stage::Filtered | Stage::Parked);
-            let passed = lot.stored || plan.cursor.is_some_and(|cursor| *position <= cursor);
+            let passed =
+                lot.stored || plan.cursor.is_some_and(|cursor| position.position() <= cursor);
             if settled && passed {
                 if lot.stored {
                     stored += 1;
@@ -314,7 +321,11 @@ mod tests {
     use crate::feed::subscription::Attempt;
     use crate::vocab::{Epoch, Lsn, Op};
 
-    fn position(n: u32) -> Position {
+    fn position(n: u32) -> Mark {
+        at(n).into()
+    }
+
+    fn at(n: u32) -> Position {
         Position::new(Epoch::FIRST, Lsn::new(1), n)
     }
 
@@ -350,13 +361,15 @@ mod tests {
 
     fn chosen(lots: &Lots, changes: usize, probe: bool) -> Vec<u32> {
         match lots.choose(now(), Room { changes, bytes: 1000 }, probe) {
-            Choice::Send(chosen) => chosen.iter().map(|position| position.ordinal()).collect(),
+            Choice::Send(chosen) => {
+                chosen.iter().map(|position| position.position().ordinal()).collect()
+            }
             Choice::Nothing { .. } => Vec::new(),
         }
     }
 
-    fn ordinals(positions: &[Position]) -> Vec<u32> {
-        positions.iter().map(|position| position.ordinal()).collect()
+    fn ordinals(positions: &[Mark]) -> Vec<u32> {
+        positions.iter().map(|position| position.position().ordinal()).collect()
     }
 
     #[test]
@@ -374,15 +387,15 @@ mod tests {
         let mut lots = lots(&[&[1], &[2], &[3]]);
         stage(&mut lots, 1, Stage::Out);
         stage(&mut lots, 2, Stage::Delivered);
-        assert_eq!(lots.plan(position(0), position(3)), Plan::default());
+        assert_eq!(lots.plan(at(0), at(3)), Plan::default());
         stage(&mut lots, 1, Stage::Delivered);
-        let plan = lots.plan(position(0), position(3));
-        assert_eq!((plan.cursor, plan.logged, plan.delivered), (Some(position(2)), 2, 2));
+        let plan = lots.plan(at(0), at(3));
+        assert_eq!((plan.cursor, plan.logged, plan.delivered), (Some(at(2)), 2, 2));
         lots.done(&plan);
-        assert_eq!(lots.plan(position(2), position(3)), Plan::default());
+        assert_eq!(lots.plan(at(2), at(3)), Plan::default());
         stage(&mut lots, 3, Stage::Filtered);
-        let plan = lots.plan(position(2), position(9));
-        assert_eq!((plan.cursor, plan.filtered), (Some(position(9)), 1), "up to where it looked");
+        let plan = lots.plan(at(2), at(9));
+        assert_eq!((plan.cursor, plan.filtered), (Some(at(9)), 1), "up to where it looked");
         lots.done(&plan);
         assert_eq!((lots.window_changes, lots.window_bytes), (0, 0));
     }
@@ -393,16 +406,16 @@ mod tests {
         fail(&mut lots, 1);
         assert_eq!(chosen(&lots, 10, false), [3], "the rest goes on");
         stage(&mut lots, 3, Stage::Delivered);
-        let plan = lots.plan(position(0), position(3));
+        let plan = lots.plan(at(0), at(3));
         assert_eq!(ordinals(&plan.store), [1, 2]);
-        assert_eq!((plan.cursor, plan.logged, plan.delivered), (Some(position(3)), 3, 1));
+        assert_eq!((plan.cursor, plan.logged, plan.delivered), (Some(at(3)), 3, 1));
         lots.done(&plan);
         lots.all_due(now());
         assert_eq!(chosen(&lots, 10, false), [1], "alone");
         stage(&mut lots, 1, Stage::Delivered);
         assert_eq!(chosen(&lots, 10, false), [2]);
         stage(&mut lots, 2, Stage::Parked);
-        let plan = lots.plan(position(3), position(3));
+        let plan = lots.plan(at(3), at(3));
         assert_eq!((ordinals(&plan.gone), ordinals(&plan.park_stored)), (vec![1], vec![2]));
         lots.done(&plan);
         assert!(lots.lots.is_empty());
@@ -416,7 +429,7 @@ mod tests {
             lots.blocks = blocks;
             stage(&mut lots, 1, Stage::Parked);
             assert_eq!(chosen(&lots, 10, false), expected, "before it is written");
-            let plan = lots.plan(position(0), position(2));
+            let plan = lots.plan(at(0), at(2));
             assert_eq!(ordinals(&plan.park), [1]);
             assert_eq!(ordinals(&plan.store), if blocks { vec![2] } else { vec![] });
             lots.done(&plan);

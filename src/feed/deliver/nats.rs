@@ -20,9 +20,10 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::sink::{Blame, Failure, Sink};
+use crate::feed::subscription::Mark;
 use crate::feed::subscription::held::Item;
 use crate::registry::NatsSpec;
-use crate::vocab::{Position, limits};
+use crate::vocab::limits;
 
 /// Most changes in one round of publications.
 const BATCH: usize = 256;
@@ -42,7 +43,7 @@ pub(super) struct Nats {
 /// A connection that keeps itself up, and what the stream had when it was made.
 struct Session {
     context: Context,
-    published: Mutex<HashSet<Position>>,
+    published: Mutex<HashSet<Mark>>,
 }
 
 impl Nats {
@@ -138,7 +139,7 @@ impl Nats {
 async fn end_of(
     stream: &Stream,
     subject: &str,
-) -> Result<HashSet<Position>, Box<dyn StdError + Send + Sync>> {
+) -> Result<HashSet<Mark>, Box<dyn StdError + Send + Sync>> {
     let info = stream.get_info().await?;
     let mut found = HashSet::new();
     let first = info.state.first_sequence.max(info.state.last_sequence.saturating_sub(END));
@@ -151,7 +152,7 @@ async fn end_of(
             .strip_prefix(subject)
             .is_some_and(|rest| rest.starts_with('.'));
         let id = message.headers.get(NATS_MESSAGE_ID);
-        let id: Option<Position> = id.and_then(|id| id.as_str().parse().ok());
+        let id: Option<Mark> = id.and_then(|id| id.as_str().parse().ok());
         found.extend(id.filter(|_| ours));
     }
     Ok(found)

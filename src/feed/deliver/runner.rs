@@ -29,7 +29,7 @@ use super::sink::{Blame, Failure, Sink};
 use crate::feed::Error;
 use crate::feed::subscription::held::{self, Item, Room, remember};
 use crate::feed::subscription::store::{self, Step};
-use crate::feed::subscription::{Attempt, Declared, State, Subscriptions, Tally};
+use crate::feed::subscription::{Attempt, Declared, Mark, State, Subscriptions, Tally};
 use crate::feed::subscription::{dead_letter, settle};
 use crate::log::{Reader, Slice, Start};
 use crate::pg::PooledConnection;
@@ -98,7 +98,7 @@ pub(super) struct Runner {
 
 /// What became of one sending.
 struct Landed {
-    positions: Vec<Position>,
+    positions: Vec<Mark>,
     took: Duration,
     result: Result<(), Failure>,
 }
@@ -176,7 +176,9 @@ impl Runner {
                 return Ok(Ended::Lost);
             }
             let wake = self.launch(now).min(self.write_at());
-            let reads = self.lots.has_room() && !self.is_stuck();
+            // What a snapshot gives is held; the log goes on after its end.
+            let in_log = self.state.snapshot.is_none();
+            let reads = in_log && self.lots.has_room() && !self.is_stuck();
             let Self { flying, reader, .. } = self;
             tokio::select! {
                 biased;
@@ -247,10 +249,10 @@ impl Runner {
     fn take(&mut self, slice: &Slice) {
         let snapshot = self.subscriptions.shared.registry.snapshot();
         for (entry, json) in slice.iter() {
-            let keys = self.subscriptions.keys(&entry, &json);
-            let wanted = self.declared.wants(&entry, &json);
+            let keys = self.subscriptions.keys(entry.dataset, entry.op, &json);
+            let wanted = self.declared.wants(entry.position, entry.op, &json);
             let (is_wanted, json) = (wanted.is_some(), wanted.unwrap_or_default());
-            let (position, op) = (entry.position, entry.op);
+            let (position, op) = (Mark::from(entry.position), entry.op);
             let dataset = dataset_name(&snapshot, entry.dataset);
             self.lots.push(Item { position, dataset, op, keys, json }, is_wanted);
         }
@@ -287,7 +289,7 @@ impl Runner {
         far
     }
 
-    fn send(&mut self, positions: Vec<Position>, now: Instant) {
+    fn send(&mut self, positions: Vec<Mark>, now: Instant) {
         let mut items = Vec::with_capacity(positions.len());
         let mut bytes = 0;
         for position in &positions {
@@ -354,7 +356,7 @@ impl Runner {
         }
     }
 
-    fn failed(&mut self, positions: &[Position], failure: Failure, time: DateTime<Utc>) {
+    fn failed(&mut self, positions: &[Mark], failure: Failure, time: DateTime<Utc>) {
         let Some(first) = positions.first() else { return };
         let retry = &self.declared.spec.retry;
         let asked = failure.retry_after.unwrap_or_default();
@@ -400,7 +402,8 @@ impl Runner {
     /// Writes a step and renews the hold on the cursor; whether it still is ours, and nothing new
     /// was asked for meanwhile.
     async fn write(&mut self, trouble: Option<&str>) -> Result<Written, Error> {
-        let examined = if self.lots.has_room() { self.reader.position() } else { self.cursor };
+        let in_log = self.state.snapshot.is_none() && self.lots.has_room();
+        let examined = if in_log { self.reader.position() } else { self.cursor };
         let plan = self.lots.plan(self.cursor, examined);
         if plan != Plan::default() {
             Failpoint::DeliverBeforeCursor.hit();

@@ -265,7 +265,7 @@ mod tests {
 
     fn item(json: &'static str) -> Item {
         Item {
-            position: Position::new(Epoch::FIRST, Lsn::new(1), 1),
+            position: Position::new(Epoch::FIRST, Lsn::new(1), 1).into(),
             dataset: "shop.public.orders".to_owned(),
             op: Op::Create,
             keys: vec![1],

@@ -75,7 +75,7 @@ fn offset(event: &[u8], part: &RawValue) -> Option<usize> {
 
 /// The event with another position in the place of its own, which is the last member of this name
 /// that an event has: what comes after it are names and a trace.
-pub(super) fn reposition(event: &[u8], own: &str, position: &str) -> Vec<u8> {
+pub(in crate::feed) fn reposition(event: &[u8], own: &str, position: &str) -> Vec<u8> {
     let member = format!("\"position\":\"{own}\"");
     let Some(at) = memchr::memmem::rfind(event, member.as_bytes()) else { return event.to_vec() };
     let at = at + "\"position\":\"".len();

@@ -13,7 +13,7 @@ use super::table::State;
 use super::token::{Progressed, Token};
 use crate::capture::snapshot::{Bound, Key, Row};
 use crate::feed::delivery::{Delivery, Event};
-use crate::vocab::{DatasetName, Op, Position};
+use crate::vocab::{DatasetId, DatasetName, Op, Position};
 
 /// Events of one delivery, in bytes, about.
 const DELIVERY_BYTES_MAX: usize = 64 * 1024;
@@ -100,6 +100,7 @@ impl Run {
         let emission = self.emissions.front_mut()?;
         let row = emission.rows.pop_front()?;
         let table = &mut self.tables[emission.table];
+        let dataset = table.dataset.id;
         table.rows += 1;
         counter!("cadastre_feed_snapshot_rows_total").increment(1);
         if emission.points > 0 {
@@ -120,7 +121,9 @@ impl Run {
             state.read = emission.upto.clone();
             state.partial &= state.read != Bound::End;
         }
-        let event = self.event(Op::Read, self.position, |token| join(&row.head, token, row.tail));
+        let position = self.position;
+        let event =
+            self.event(Op::Read, position, dataset, |token| join(&row.head, token, row.tail));
         if let Some(emission) = &last {
             self.complete(emission);
         }
@@ -132,11 +135,12 @@ impl Run {
         &mut self,
         op: Op,
         position: Position,
+        dataset: DatasetId,
         json: impl FnOnce(&str) -> Vec<u8>,
     ) -> Event {
         let id = self.token(position);
         let json = Bytes::from(json(&id));
-        Event { position, id, name: op.event(), op: Some(op), json }
+        Event { dataset, position, id, name: op.event(), op: Some(op), json }
     }
 
     /// The position of the next event, whose place in the log is this.
@@ -193,7 +197,8 @@ impl Run {
         };
         let json = serde_json::to_vec(&report).expect("names and numbers can be written to memory");
         let json = Bytes::from(json);
-        self.out.push_back(Event { position, id, name: "snapshot", op: None, json });
+        let dataset = self.tables[index].dataset.id;
+        self.out.push_back(Event { dataset, position, id, name: "snapshot", op: None, json });
     }
 }
 

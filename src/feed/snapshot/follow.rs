@@ -131,14 +131,16 @@ impl Run {
         places: Option<&HashMap<Key, Place>>,
     ) {
         if change::is_control(op) {
-            self.push(op, position, json);
+            self.push(index, op, position, json);
             return;
         }
-        let Some(change) = Change::read(json) else { return self.push(op, position, json) };
+        let Some(change) = Change::read(json) else { return self.push(index, op, position, json) };
         let table = &mut self.tables[index];
-        let Some(transaction) = change.transaction() else { return self.push(op, position, json) };
+        let Some(transaction) = change.transaction() else {
+            return self.push(index, op, position, json);
+        };
         if table.state.is_done() {
-            return self.push(op, position, json);
+            return self.push(index, op, position, json);
         }
         table.must_see.insert(transaction);
         if op == Op::Truncate {
@@ -148,14 +150,14 @@ impl Run {
                 table.rows = 0;
             }
             if verdict == Verdict::Deliver {
-                self.push(op, position, json);
+                self.push(index, op, position, json);
             }
             return;
         }
         let Some(shape) = table.shape.clone() else { return };
         if !shape.has_key() {
             if table.state.judge_keyless(transaction) == Verdict::Deliver {
-                self.push(op, position, json);
+                self.push(index, op, position, json);
             }
             return;
         }
@@ -185,16 +187,16 @@ impl Run {
             }
         };
         match verdict {
-            Verdict::Deliver => self.push(op, position, json),
+            Verdict::Deliver => self.push(index, op, position, json),
             Verdict::Drop => {}
             Verdict::AsDelete => {
                 if let Some(event) = change.as_delete(json) {
-                    self.push(Op::Delete, position, &event);
+                    self.push(index, Op::Delete, position, &event);
                 }
             }
             Verdict::AsCreate if change.is_whole() => {
                 if let Some(event) = change.as_create(json) {
-                    self.push(Op::Create, position, &event);
+                    self.push(index, Op::Create, position, &event);
                 }
             }
             Verdict::AsCreate => {
@@ -208,11 +210,13 @@ impl Run {
     }
 
     /// Queues an event of the log with its position in the snapshot.
-    fn push(&mut self, op: Op, position: Position, json: &[u8]) {
+    fn push(&mut self, index: usize, op: Op, position: Position, json: &[u8]) {
         self.position = self.position.max(position);
         if self.ops.has(op) {
             let own = position.to_string();
-            let event = self.event(op, position, |token| change::reposition(json, &own, token));
+            let dataset = self.tables[index].dataset.id;
+            let event =
+                self.event(op, position, dataset, |token| change::reposition(json, &own, token));
             self.out.push_back(event);
         }
     }

@@ -73,6 +73,7 @@ mod run;
 mod table;
 mod token;
 
+pub(super) use change::reposition;
 pub use progress::{Snapshot, SnapshotTable, Snapshots};
 pub(super) use run::Run;
 pub use token::{Malformed as MalformedToken, Token};

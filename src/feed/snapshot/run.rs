@@ -212,6 +212,17 @@ impl Run {
         }
     }
 
+    /// Up to where the log was read.
+    pub(in crate::feed) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The columns of a dataset's key, when its table has been looked at and has one.
+    pub(in crate::feed) fn key_columns(&self, dataset: DatasetId) -> Option<Vec<String>> {
+        let shape = self.tables.get(*self.index.get(&dataset)?)?.shape.as_ref()?;
+        Some(shape.key_columns()).filter(|columns| !columns.is_empty())
+    }
+
     /// The reader of the log, which goes on by itself when the snapshot is complete.
     pub(in crate::feed) fn into_reader(self) -> Reader {
         self.reader
@@ -432,7 +443,9 @@ impl Run {
         table.rows = 0;
         let (head, tail) = shape.restart(Utc::now().timestamp_millis());
         if self.ops.has(Op::Truncate) {
-            let event = self.event(Op::Truncate, self.position, |token| join(&head, token, tail));
+            let (position, dataset) = (self.position, table.dataset.id);
+            let event =
+                self.event(Op::Truncate, position, dataset, |token| join(&head, token, tail));
             self.out.push_back(event);
         }
         tracing::info!(dataset = %self.tables[index].dataset.name, "snapshot begins a table anew");

@@ -19,32 +19,36 @@
 pub(in crate::feed) mod dead_letter;
 pub(in crate::feed) mod held;
 mod keeper;
+mod mark;
+mod secret;
 pub(in crate::feed) mod settle;
+mod spool;
 mod state;
 pub(in crate::feed) mod store;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use chrono::DateTime;
 use parking_lot::Mutex;
 
 pub use dead_letter::{DeadLetter, LetterState};
 pub use held::Attempt;
+pub use mark::{MalformedMark, Mark};
+pub use secret::Sealer;
 pub use state::{Checksum, Counts, Status, Tally};
 pub(in crate::feed) use state::{State, SubscriptionId};
 
 use super::deliver::keys::keys;
 use super::request::Ops;
 use super::{Error, Shape};
-use crate::log::{Entry, Log, Reader, Slice, Start};
+use crate::log::{Log, Reader, Slice, Start};
 use crate::pg::{self, Pool, PooledConnection};
-use crate::registry::{OnPark, Registry, StartAt, Subscription, SubscriptionSpec};
-use crate::vocab::{DatasetId, Position, SourceId, limits};
+use crate::registry::{
+    OnPark, Registry, SNAPSHOT_NEEDS_ROWS, StartAt, Subscription, SubscriptionSpec,
+};
+use crate::vocab::{DatasetId, Op, Position, SourceId, limits};
 
 /// Every subscription. Cheap to clone; clones share them.
 #[derive(Clone)]
@@ -56,6 +60,8 @@ pub(in crate::feed) struct Shared {
     pub(in crate::feed) registry: Registry,
     pub(in crate::feed) log: Log,
     pub(in crate::feed) pool: Pool,
+    /// Keeps the secrets of webhooks.
+    sealer: Sealer,
     /// The columns of datasets' keys, as far as the log has told.
     key_columns: Mutex<HashMap<DatasetId, Vec<String>>>,
     /// Ticks when something was asked for, so that runners here need not wait for their next look.
@@ -75,19 +81,18 @@ pub(in crate::feed) struct Declared {
 
 impl Declared {
     /// The change as the subscription wants it; `None` when it does not.
-    pub(in crate::feed) fn wants(&self, entry: &Entry, json: &Bytes) -> Option<Bytes> {
-        let has = self.ops.has(entry.op);
-        if has { self.shape.apply(entry.position, entry.op, json) } else { None }
+    pub(in crate::feed) fn wants(&self, at: Position, op: Op, json: &Bytes) -> Option<Bytes> {
+        if self.ops.has(op) { self.shape.apply(at, op, json) } else { None }
     }
 }
 
 impl Subscriptions {
     /// Subscriptions that `registry` knows, to changes in `log`; how far they have come is kept in
-    /// the registry's database behind `pool`.
-    pub fn new(registry: Registry, log: Log, pool: Pool) -> Self {
+    /// the registry's database behind `pool`, their secrets sealed by `sealer`.
+    pub fn new(registry: Registry, log: Log, pool: Pool, sealer: Sealer) -> Self {
         let wishes = tokio::sync::watch::Sender::new(0);
         let key_columns = Mutex::default();
-        Self { shared: Arc::new(Shared { registry, log, pool, key_columns, wishes }) }
+        Self { shared: Arc::new(Shared { registry, log, pool, sealer, key_columns, wishes }) }
     }
 
     /// How a subscription stands.
@@ -127,14 +132,19 @@ impl Subscriptions {
     /// stay. Gives the position it reads after.
     ///
     /// # Errors
-    /// [`Error::Trimmed`] when the log does not hold what follows.
+    /// [`Error::Trimmed`] when the log does not hold what follows; [`Error::Invalid`] when it is to
+    /// begin with a snapshot and wants no rows.
     pub async fn seek(&self, name: &str, to: StartAt) -> Result<Position, Error> {
         let declared = self.declared(name)?;
+        let snapshot = to == StartAt::Snapshot;
+        if snapshot && !declared.ops.has(Op::Read) {
+            return Err(Error::Invalid(format!("filter.ops: {SNAPSHOT_NEEDS_ROWS}")));
+        }
         let after = self.locate(&declared, to).await?;
         self.begun(&declared).await?;
         self.transaction(async |connection| {
             let state = locked(connection, name).await?;
-            store::seek(connection, state.id, after).await?;
+            store::seek(connection, state.id, after, snapshot).await?;
             Ok(())
         })
         .await?;
@@ -177,35 +187,6 @@ impl Subscriptions {
         self.shared.log.unprotect(declared.source, &holder(name)).await?;
         self.wished();
         Ok(())
-    }
-
-    /// Makes a secret that requests to a webhook are signed with, and returns it in the form
-    /// `whsec_…`, this once. The one before stays valid for `overlap`: requests carry a signature
-    /// with each.
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] when it is not delivered to by webhook.
-    pub async fn secret_rotate(&self, name: &str, overlap: Duration) -> Result<String, Error> {
-        /// As many as SHA-256 gives; the rules ask for 24 to 64.
-        const SECRET_BYTES: usize = 32;
-        let declared = self.declared(name)?;
-        let kind = declared.spec.deliver.kind();
-        if kind != "webhook" {
-            return Err(Error::Conflict(format!(
-                "subscription \"{name}\" is delivered by {kind}: only webhooks are signed"
-            )));
-        }
-        self.begun(&declared).await?;
-        let secret = rand::random::<[u8; SECRET_BYTES]>();
-        self.transaction(async |connection| {
-            let state = locked(connection, name).await?;
-            store::secret_add(connection, state.id, &secret, overlap).await?;
-            store::wish(connection, state.id).await?;
-            Ok(())
-        })
-        .await?;
-        self.wished();
-        Ok(format!("whsec_{}", BASE64_STANDARD.encode(secret)))
     }
 
     /// Dead letters in the order of parking, after the one with number `after`.
@@ -377,16 +358,22 @@ impl Subscriptions {
         unknown.dedup();
         for dataset in unknown {
             if let Some(columns) = self.shared.log.key_columns(declared.source, dataset).await? {
-                self.shared.key_columns.lock().insert(dataset, columns);
+                self.know_keys(dataset, columns);
             }
         }
         Ok(())
     }
 
+    /// The columns of a dataset's key, whoever tells of them in which order.
+    fn know_keys(&self, dataset: DatasetId, mut columns: Vec<String>) {
+        columns.sort_unstable();
+        self.shared.key_columns.lock().entry(dataset).or_insert(columns);
+    }
+
     /// The keys of a change; see [`keys`].
-    pub(in crate::feed) fn keys(&self, entry: &Entry, json: &[u8]) -> Vec<i64> {
+    pub(in crate::feed) fn keys(&self, dataset: DatasetId, op: Op, json: &[u8]) -> Vec<i64> {
         let known = self.shared.key_columns.lock();
-        keys(known.get(&entry.dataset).map(Vec::as_slice), entry, json)
+        keys(known.get(&dataset).map(Vec::as_slice), dataset, op, json)
     }
 
     /// A reader of what the subscription is to.
@@ -403,9 +390,10 @@ impl Subscriptions {
         if let Some(state) = found {
             return Ok(state);
         }
-        let after = self.locate(declared, declared.spec.start).await?;
+        let start = declared.spec.start;
+        let (after, snapshot) = (self.locate(declared, start).await?, start == StartAt::Snapshot);
         self.transaction(async |connection| {
-            store::begin(connection, name, declared.source, after).await?;
+            store::begin(connection, name, declared.source, after, snapshot).await?;
             locked(connection, name).await
         })
         .await
@@ -414,7 +402,8 @@ impl Subscriptions {
     /// The position to read after in order to begin there.
     async fn locate(&self, declared: &Declared, start: StartAt) -> Result<Position, Error> {
         let start = match start {
-            StartAt::Now => Start::Now,
+            // The rows come first; meanwhile the log keeps what follows.
+            StartAt::Now | StartAt::Snapshot => Start::Now,
             StartAt::Earliest => Start::Earliest,
             StartAt::After(position) => Start::After(position),
             StartAt::Time(time) => {

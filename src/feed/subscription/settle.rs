@@ -8,17 +8,17 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::dead_letter;
 use super::held::{self, Attempt, Held, remember};
+use super::mark::Mark;
 use super::state::State;
 use super::store::Step;
 use crate::feed::Error;
 use crate::registry::RetryPolicy;
-use crate::vocab::Position;
 
 /// Lets delivered changes go; what that adds to the counts of the present run.
 pub(in crate::feed) async fn delivered(
     connection: &mut PooledConnection,
     state: &State,
-    gone: &[(Position, Option<i64>)],
+    gone: &[(Mark, Option<i64>)],
 ) -> Result<Step, Error> {
     let letters: Vec<i64> = gone.iter().filter_map(|(_, letter)| *letter).collect();
     let earlier = dead_letter::store::delivered(connection, &letters, state.run).await?;

@@ -6,7 +6,11 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::mark::Mark;
 use crate::vocab::Position;
+
+/// Stands for the place before a snapshot.
+pub(in crate::feed) const SNAPSHOT: &str = "snapshot";
 
 /// The registry's number for a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +27,10 @@ pub(in crate::feed) struct State {
     pub(in crate::feed) begun: Position,
     /// Everything up to here, inclusive, is settled or held.
     pub(in crate::feed) cursor: Position,
+    /// Rows are still to come of a snapshot: [`SNAPSHOT`], or where in it to go on.
+    pub(in crate::feed) snapshot: Option<String>,
+    /// When what consumers were handed is within the budget.
+    pub(in crate::feed) paid_until: DateTime<Utc>,
     pub(in crate::feed) tally: Tally,
     pub(in crate::feed) checksum: Checksum,
     /// Grows with every wish from outside: a seek, a redrive, a drop.
@@ -73,7 +81,7 @@ pub struct Checksum(u64);
 
 impl Checksum {
     /// Adds a position that is not in the set.
-    pub fn add(&mut self, position: Position) {
+    pub fn add(&mut self, position: Mark) {
         let digest = Sha256::digest(position.to_string().as_bytes());
         let (first, _) = digest.split_at(8);
         let fingerprint = first.iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
@@ -142,7 +150,7 @@ mod tests {
     fn a_checksum_is_of_the_set_and_can_be_computed_by_anyone() {
         let sum = |positions: &[u32]| {
             let mut sum = Checksum::default();
-            positions.iter().for_each(|n| sum.add(position(*n)));
+            positions.iter().for_each(|n| sum.add(position(*n).into()));
             sum
         };
         assert_eq!(sum(&[1, 2, 3]), sum(&[3, 1, 2]));

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::dead_letter;
 use super::held;
-use super::state::{Checksum, State, SubscriptionId, Tally};
+use super::mark::Mark;
+use super::state::{Checksum, SNAPSHOT, State, SubscriptionId, Tally};
 use crate::feed::Error;
 use crate::pg::PooledConnection;
 use crate::vocab::{Op, Position, SourceId};
@@ -32,6 +33,11 @@ pub(in crate::feed) fn unreadable(
 
 /// A stored position.
 pub(in crate::feed) fn position(text: &str) -> QueryResult<Position> {
+    text.parse().map_err(unreadable)
+}
+
+/// A stored place of a change.
+pub(in crate::feed) fn mark(text: &str) -> QueryResult<Mark> {
     text.parse().map_err(unreadable)
 }
 
@@ -102,6 +108,10 @@ struct Row {
     trouble: Option<String>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     delivered_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    snapshot: Option<String>,
+    #[diesel(sql_type = Timestamptz)]
+    paid_until: DateTime<Utc>,
 }
 
 impl Row {
@@ -123,6 +133,8 @@ impl Row {
             breaker: self.breaker,
             trouble: self.trouble,
             delivered_at: self.delivered_at,
+            snapshot: self.snapshot,
+            paid_until: self.paid_until,
         };
         Ok((self.name, state))
     }
@@ -151,20 +163,23 @@ pub(in crate::feed) async fn state(
     row.map(|row| row.read().map(|(_, state)| state)).transpose()
 }
 
-/// Lets a subscription begin after a position, unless it has begun.
+/// Lets a subscription begin after a position, with a snapshot or without, unless it has begun.
 pub(in crate::feed) async fn begin(
     connection: &mut AsyncPgConnection,
     name: &str,
     source: SourceId,
     after: Position,
+    snapshot: bool,
 ) -> QueryResult<()> {
-    let sql = "INSERT INTO subscription_states (subscription_id, source_id, begun, cursor) \
-               SELECT id, $2, $3, $3 FROM subscriptions WHERE name = $1 \
+    let sql = "INSERT INTO subscription_states \
+               (subscription_id, source_id, begun, cursor, snapshot) \
+               SELECT id, $2, $3, $3, $4 FROM subscriptions WHERE name = $1 \
                ON CONFLICT (subscription_id) DO NOTHING";
     diesel::sql_query(sql)
         .bind::<Text, _>(name)
         .bind::<Integer, _>(source.0)
         .bind::<Text, _>(after.to_string())
+        .bind::<Nullable<Text>, _>(snapshot.then_some(SNAPSHOT))
         .execute(connection)
         .await
         .map(drop)
@@ -220,22 +235,24 @@ pub(in crate::feed) async fn pause(
     Ok(updated > 0)
 }
 
-/// Begins a new run after a position: nothing is held any more, the counts begin anew, and who holds
+/// Begins a new run after a position, with a snapshot or without: nothing is held any more, the counts begin anew, and who holds
 /// the cursor loses it. Dead letters that were on their way are parked again.
 pub(in crate::feed) async fn seek(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
     after: Position,
+    snapshot: bool,
 ) -> QueryResult<()> {
     held::store::clear(connection, id).await?;
     dead_letter::store::park_again(connection, id).await?;
     let sql = "UPDATE subscription_states SET begun = $2, cursor = $2, run = run + 1, \
                logged = 0, filtered = 0, delivered = 0, dropped = 0, checksum = 0, \
-               fence = fence + 1, wishes = wishes + 1, trouble = NULL \
-               WHERE subscription_id = $1";
+               fence = fence + 1, wishes = wishes + 1, trouble = NULL, snapshot = $3, \
+               snapshot_reader = NULL WHERE subscription_id = $1";
     diesel::sql_query(sql)
         .bind::<Integer, _>(id.0)
         .bind::<Text, _>(after.to_string())
+        .bind::<Nullable<Text>, _>(snapshot.then_some(SNAPSHOT))
         .execute(connection)
         .await
         .map(drop)
@@ -316,6 +333,81 @@ pub(in crate::feed) async fn release(
     release.execute(connection).await.map(drop)
 }
 
+/// Takes the snapshot of a subscription, which must have room for more, until `ttl` has passed,
+/// unless another reads it; where in it to go on.
+pub(in crate::feed) async fn snapshot_claim(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    reader: Uuid,
+    ttl: Duration,
+    most_held: usize,
+) -> QueryResult<Option<String>> {
+    #[derive(QueryableByName)]
+    struct Place {
+        #[diesel(sql_type = Text)]
+        snapshot: String,
+    }
+    let sql = "UPDATE subscription_states s SET snapshot_reader = $2, \
+               snapshot_until = clock_timestamp() + $3 * interval '1 millisecond' \
+               WHERE subscription_id = $1 AND NOT paused AND snapshot IS NOT NULL \
+                 AND (snapshot_reader IS NULL OR snapshot_until < clock_timestamp()) \
+                 AND $4 > (SELECT count(*) FROM subscription_held h \
+                           WHERE h.subscription_id = s.subscription_id) \
+               RETURNING snapshot";
+    let place: Option<Place> = diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<diesel::sql_types::Uuid, _>(reader)
+        .bind::<BigInt, _>(milliseconds(ttl))
+        .bind::<BigInt, _>(i64::try_from(most_held).unwrap_or(i64::MAX))
+        .get_result(connection)
+        .await
+        .optional()?;
+    Ok(place.map(|place| place.snapshot))
+}
+
+/// Keeps a snapshot for `ttl` more and moves it to `place`, `None` being its end; whether it was
+/// still `reader`'s.
+pub(in crate::feed) async fn snapshot_move(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    reader: Uuid,
+    place: Option<&str>,
+    ttl: Duration,
+) -> QueryResult<bool> {
+    let sql = "UPDATE subscription_states SET snapshot = $3, \
+               snapshot_until = clock_timestamp() + $4 * interval '1 millisecond' \
+               WHERE subscription_id = $1 AND snapshot_reader = $2 AND snapshot IS NOT NULL";
+    let moved = diesel::sql_query(sql)
+        .bind::<Integer, _>(id.0)
+        .bind::<diesel::sql_types::Uuid, _>(reader)
+        .bind::<Nullable<Text>, _>(place)
+        .bind::<BigInt, _>(milliseconds(ttl));
+    Ok(moved.execute(connection).await? > 0)
+}
+
+/// Gives a snapshot up, if it still is `reader`'s.
+pub(in crate::feed) async fn snapshot_release(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    reader: Uuid,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET snapshot_reader = NULL \
+               WHERE subscription_id = $1 AND snapshot_reader = $2";
+    let release = diesel::sql_query(sql).bind::<Integer, _>(id.0);
+    release.bind::<diesel::sql_types::Uuid, _>(reader).execute(connection).await.map(drop)
+}
+
+/// What consumers were handed is within the budget from then on.
+pub(in crate::feed) async fn spend(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    paid_until: DateTime<Utc>,
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_states SET paid_until = $2 WHERE subscription_id = $1";
+    let update = diesel::sql_query(sql).bind::<Integer, _>(id.0);
+    update.bind::<Timestamptz, _>(paid_until).execute(connection).await.map(drop)
+}
+
 /// Records what stands in a subscription's way.
 pub(in crate::feed) async fn trouble(
     connection: &mut AsyncPgConnection,
@@ -334,19 +426,44 @@ struct Secret {
     secret: Vec<u8>,
 }
 
-/// The secrets that are valid now, the newest first.
+/// The secrets that are valid now, sealed, the newest first.
 pub(in crate::feed) async fn secrets(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
 ) -> QueryResult<Vec<Vec<u8>>> {
-    let sql = "SELECT secret FROM subscription_secrets WHERE subscription_id = $1 \
+    let sql = "SELECT secret FROM subscription_secrets WHERE subscription_id = $1 AND sealed \
                AND (valid_until IS NULL OR valid_until > now()) ORDER BY made_at DESC";
     let found: Vec<Secret> =
         diesel::sql_query(sql).bind::<Integer, _>(id.0).load(connection).await?;
     Ok(found.into_iter().map(|found| found.secret).collect())
 }
 
-/// Adds a secret; those before it stay valid for `overlap`, and are then forgotten.
+/// Secrets that were stored in the clear, before there was a key.
+pub(super) async fn secrets_unsealed(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+) -> QueryResult<Vec<Vec<u8>>> {
+    let sql = "SELECT secret FROM subscription_secrets WHERE subscription_id = $1 AND NOT sealed \
+               FOR UPDATE";
+    let found: Vec<Secret> =
+        diesel::sql_query(sql).bind::<Integer, _>(id.0).load(connection).await?;
+    Ok(found.into_iter().map(|found| found.secret).collect())
+}
+
+/// Replaces a secret in the clear by its sealed form.
+pub(super) async fn secret_seal(
+    connection: &mut AsyncPgConnection,
+    id: SubscriptionId,
+    plain: &[u8],
+    sealed: &[u8],
+) -> QueryResult<()> {
+    let sql = "UPDATE subscription_secrets SET secret = $3, sealed = true \
+               WHERE subscription_id = $1 AND secret = $2 AND NOT sealed";
+    let seal = diesel::sql_query(sql).bind::<Integer, _>(id.0).bind::<Binary, _>(plain);
+    seal.bind::<Binary, _>(sealed).execute(connection).await.map(drop)
+}
+
+/// Adds a sealed secret; those before it stay valid for `overlap`, and are then forgotten.
 pub(in crate::feed) async fn secret_add(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
@@ -364,7 +481,8 @@ pub(in crate::feed) async fn secret_add(
     let forget = "DELETE FROM subscription_secrets \
                   WHERE subscription_id = $1 AND valid_until <= now()";
     diesel::sql_query(forget).bind::<Integer, _>(id.0).execute(connection).await?;
-    let add = "INSERT INTO subscription_secrets (subscription_id, secret) VALUES ($1, $2)";
+    let add =
+        "INSERT INTO subscription_secrets (subscription_id, secret, sealed) VALUES ($1, $2, true)";
     let add = diesel::sql_query(add).bind::<Integer, _>(id.0).bind::<Binary, _>(secret);
     add.execute(connection).await.map(drop)
 }

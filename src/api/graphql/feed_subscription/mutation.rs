@@ -103,7 +103,7 @@ struct DeadLetterEditInput {
 struct SubscriptionPayload {
     /// As it is now; null when it is gone, or nothing was changed.
     subscription: Option<FeedSubscriptionNode>,
-    /// A webhook's new secret, `whsec_…`. It is shown here alone.
+    /// A webhook's new secret, `whsec_…`.
     secret: Option<String>,
     /// Why nothing was changed; empty when it was.
     user_errors: Vec<UserError>,
@@ -163,7 +163,7 @@ pub(in crate::api::graphql) struct SubscriptionMutation;
 
 #[Object]
 impl SubscriptionMutation {
-    /// Creates a named reader, which begins at once. A webhook's first secret is shown here, once.
+    /// Creates a named reader, which begins at once. A webhook's first secret is shown.
     async fn subscription_create(
         &self,
         ctx: &Context<'_>,
@@ -209,7 +209,7 @@ impl SubscriptionMutation {
         Some(delete(ctx, input).await)
     }
 
-    /// Makes a new secret for a webhook and shows it, once. The one before stays valid for a while:
+    /// Makes a new secret for a webhook and shows it. The one before stays valid for a while:
     /// requests carry a signature with each.
     async fn subscription_secret_rotate(
         &self,
@@ -290,10 +290,8 @@ async fn create(
     };
     let (handle, named) = (subscriptions(ctx), name.clone());
     let work = async move {
-        if signed {
-            return handle.secret_rotate(&named, Duration::ZERO).await.map(Some);
-        }
-        handle.begin(&named).await.map(|()| None)
+        handle.begin(&named).await?;
+        if signed { handle.secret(&named).await.map(Some) } else { Ok(None) }
     };
     match shared(ctx).detached("api.subscription", work).await? {
         Ok(secret) => {

@@ -21,9 +21,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::feed::Error;
+use crate::feed::deliver::pace;
 use crate::feed::subscription::held::{self, Barred, Held, Item, Room, choose};
 use crate::feed::subscription::store::{self, Step};
-use crate::feed::subscription::{Declared, State, Subscriptions, dead_letter, locked, settle};
+use crate::feed::subscription::{
+    Declared, Mark, State, Subscriptions, dead_letter, locked, settle,
+};
 use crate::log::Start;
 use crate::pg::PooledConnection;
 use crate::registry::{Deliver, Snapshot};
@@ -53,7 +56,7 @@ pub struct Fetched {
 #[derive(Debug)]
 pub struct FetchedChange {
     /// Where it stands: the idempotency key.
-    pub position: Position,
+    pub position: Mark,
     /// From 1: how often it has been handed out.
     pub attempt: u32,
     /// The event.
@@ -66,7 +69,7 @@ pub struct Which {
     /// Those out under this lease.
     pub lease: Option<Uuid>,
     /// Those at these positions.
-    pub positions: Option<Vec<Position>>,
+    pub positions: Option<Vec<Mark>>,
 }
 
 /// What a consumer says of changes that it has not handled.
@@ -82,7 +85,7 @@ pub struct Acknowledged {
     /// How many it concerned.
     pub changes: usize,
     /// Positions that are not out any more: settled before, or handed to somebody else.
-    pub gone: Vec<Position>,
+    pub gone: Vec<Mark>,
 }
 
 impl Which {
@@ -93,7 +96,7 @@ impl Which {
     }
 
     /// The positions named that are not among those found.
-    fn gone(&self, found: &[Position]) -> Vec<Position> {
+    fn gone(&self, found: &[Mark]) -> Vec<Mark> {
         let named = self.positions.iter().flatten();
         named.filter(|position| !found.contains(position)).copied().collect()
     }
@@ -158,7 +161,7 @@ impl Subscriptions {
             let gone = held::store::delete(connection, state.id, positions, which.lease).await?;
             let step = settle::delivered(connection, &state, &gone).await?;
             store::advance(connection, state.id, None, &step).await?;
-            let found: Vec<Position> = gone.iter().map(|(position, _)| *position).collect();
+            let found: Vec<Mark> = gone.iter().map(|(position, _)| *position).collect();
             Ok(Acknowledged { changes: found.len(), gone: which.gone(&found) })
         })
         .await
@@ -240,8 +243,8 @@ impl Subscriptions {
         while let Some(found) = slice.take() {
             self.learn_keys(declared, &found).await?;
             for (entry, json) in found.iter() {
-                let keys = self.keys(&entry, &json);
-                let Some(json) = declared.wants(&entry, &json) else {
+                let keys = self.keys(entry.dataset, entry.op, &json);
+                let Some(json) = declared.wants(entry.position, entry.op, &json) else {
                     new.upto = entry.position;
                     new.filtered += 1;
                     continue;
@@ -251,7 +254,7 @@ impl Subscriptions {
                 }
                 new.upto = entry.position;
                 new.items.push(Item {
-                    position: entry.position,
+                    position: entry.position.into(),
                     dataset: dataset_name(&snapshot, entry.dataset),
                     op: entry.op,
                     keys,
@@ -268,7 +271,10 @@ impl Subscriptions {
 }
 
 /// The name of a dataset by its number, as messages and events have it.
-pub(super) fn dataset_name(snapshot: &Arc<Snapshot>, id: crate::vocab::DatasetId) -> String {
+pub(in crate::feed) fn dataset_name(
+    snapshot: &Arc<Snapshot>,
+    id: crate::vocab::DatasetId,
+) -> String {
     snapshot.datasets_by_id.get(&id).map(|found| found.name.to_string()).unwrap_or_default()
 }
 
@@ -353,13 +359,18 @@ async fn hand_out_held(
         }
         all.push(held);
     }
+    let Some(affordable) = pace::affordable(declared.spec.budget, state.paid_until, now) else {
+        return Ok((nothing(), None));
+    };
+    room.limit(affordable);
     let blocked = subscriptions.blocked(connection, declared, &state).await?;
     let chosen = choose(&all, now, &mut Barred::new(blocked), &mut room);
     if chosen.is_empty() {
         let holds = !all.is_empty();
         let view = View { cursor: state.cursor, holds };
-        let has_room = all.len() < limits::SUBSCRIPTION_HELD_MAX;
-        return Ok((nothing(), has_room.then_some(view)));
+        // What a snapshot gives is held; the log goes on after its end.
+        let reads = state.snapshot.is_none() && all.len() < limits::SUBSCRIPTION_HELD_MAX;
+        return Ok((nothing(), reads.then_some(view)));
     }
     let (id, expires_at) = (Uuid::now_v7(), settle::later(now, lease));
     held::store::lease(connection, state.id, &chosen, id, expires_at).await?;
@@ -368,7 +379,7 @@ async fn hand_out_held(
         let held = all.iter().find(|held| held.position == item.position);
         held.map_or(1, |held| held.attempts + 1)
     };
-    let changes = items
+    let changes: Vec<_> = items
         .into_iter()
         .map(|item| FetchedChange {
             position: item.position,
@@ -376,6 +387,7 @@ async fn hand_out_held(
             event: item.json,
         })
         .collect();
+    spend(connection, declared, &state, &changes, now).await?;
     Ok((Fetched { lease: id, expires_at, changes }, None))
 }
 
@@ -393,9 +405,14 @@ async fn hand_out_new(
     if state.cursor != new.after {
         return Ok(Handed::Moved);
     }
-    if new.items.is_empty() && new.upto == new.after {
+    if state.snapshot.is_some() || (new.items.is_empty() && new.upto == new.after) {
         return Ok(Handed::Still);
     }
+    let now = Utc::now();
+    let Some(affordable) = pace::affordable(declared.spec.budget, state.paid_until, now) else {
+        return Ok(Handed::Still);
+    };
+    room.limit(affordable);
     let blocked = subscriptions.blocked(connection, declared, &state).await?;
     let mut barred = Barred::new(blocked);
     for held in held::store::held(connection, state.id).await? {
@@ -403,7 +420,6 @@ async fn hand_out_new(
             barred.bar(&held.keys);
         }
     }
-    let now = Utc::now();
     let (id, expires_at) = (Uuid::now_v7(), settle::later(now, lease));
     let mut changes = Vec::new();
     let mut rows = Vec::with_capacity(new.items.len());
@@ -434,7 +450,25 @@ async fn hand_out_new(
     if changes.is_empty() {
         return Ok(Handed::Moved);
     }
+    spend(connection, declared, &state, &changes, now).await?;
     Ok(Handed::Out(Fetched { lease: id, expires_at, changes }))
+}
+
+/// Takes what is handed out from the budget.
+async fn spend(
+    connection: &mut PooledConnection,
+    declared: &Declared,
+    state: &State,
+    changes: &[FetchedChange],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let bytes = changes.iter().map(|change| change.event.len()).sum();
+    let cost = pace::cost(declared.spec.budget, changes.len(), bytes);
+    if cost > Duration::ZERO {
+        let paid_until = settle::later(state.paid_until.max(now), cost);
+        store::spend(connection, state.id, paid_until).await?;
+    }
+    Ok(())
 }
 
 /// Counts an attempt of a change that was out; whether that was its last and it is parked.

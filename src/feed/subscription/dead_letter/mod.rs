@@ -9,7 +9,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::held::Attempt;
-use crate::vocab::{Op, Position};
+use super::mark::Mark;
+use crate::vocab::Op;
 
 /// What became of a parked change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub struct DeadLetter {
     /// The subscription it was for.
     pub subscription: String,
     /// Where the change stands.
-    pub position: Position,
+    pub position: Mark,
     /// The dataset it belongs to.
     pub dataset: String,
     /// What happened to the row.

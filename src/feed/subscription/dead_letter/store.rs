@@ -7,10 +7,10 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Jsonb, Nullable, Text, T
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::{DeadLetter, LetterState};
+use crate::feed::subscription::Mark;
 use crate::feed::subscription::held::{Attempt, Item};
 use crate::feed::subscription::state::{State, SubscriptionId};
-use crate::feed::subscription::store::{json, op, position, unreadable};
-use crate::vocab::Position;
+use crate::feed::subscription::store::{json, mark, op, unreadable};
 
 const COLUMNS: &str = "SELECT id, subscription, position, dataset, op, keys, payload, edited, \
      tried, parked_at, state, settled_at, settled_by, reason FROM dead_letters";
@@ -53,7 +53,7 @@ impl Row {
         Ok(DeadLetter {
             id: self.id,
             subscription: self.subscription,
-            position: position(&self.position)?,
+            position: mark(&self.position)?,
             dataset: self.dataset,
             op: op(&self.op)?,
             event: Bytes::from(self.payload),
@@ -130,7 +130,7 @@ pub(in crate::feed) async fn delivered(
     connection: &mut AsyncPgConnection,
     letters: &[i64],
     run: i32,
-) -> QueryResult<Vec<Position>> {
+) -> QueryResult<Vec<Mark>> {
     #[derive(QueryableByName)]
     struct Settled {
         #[diesel(sql_type = Integer)]
@@ -146,7 +146,7 @@ pub(in crate::feed) async fn delivered(
     let update = diesel::sql_query(sql).bind::<Array<BigInt>, _>(letters);
     let settled: Vec<Settled> = update.load(connection).await?;
     let earlier = settled.iter().filter(|settled| settled.run != run);
-    earlier.map(|settled| position(&settled.position)).collect()
+    earlier.map(|settled| mark(&settled.position)).collect()
 }
 
 #[derive(QueryableByName)]
@@ -246,7 +246,7 @@ pub(in crate::feed) async fn redrive(
     let sql = format!(
         "WITH chosen AS ( \
              SELECT id FROM dead_letters WHERE subscription_id = $1 AND state = 'parked' \
-               AND id = coalesce($2, id) AND position <= $4 \
+               AND id = coalesce($2, id) AND left(position, 28) <= $4 \
                AND position NOT IN ( \
                    SELECT position FROM subscription_held WHERE subscription_id = $1) \
              ORDER BY position LIMIT $3 FOR UPDATE \
@@ -264,7 +264,7 @@ pub(in crate::feed) async fn redrive(
         .await?;
     let read = |row: Row| {
         let item = Item {
-            position: position(&row.position)?,
+            position: mark(&row.position)?,
             dataset: row.dataset,
             op: op(&row.op)?,
             keys: row.keys,

@@ -14,7 +14,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::vocab::{Op, Position};
+use super::mark::Mark;
+use crate::vocab::Op;
 
 /// Attempts of one change that are remembered; of more, the first and the latest.
 const TRIED_MAX: usize = 50;
@@ -39,7 +40,7 @@ pub(in crate::feed) fn remember(tried: &mut Vec<Attempt>, attempt: Attempt) {
 /// A change that is held, without its payload.
 #[derive(Debug, Clone)]
 pub(in crate::feed) struct Held {
-    pub(in crate::feed) position: Position,
+    pub(in crate::feed) position: Mark,
     pub(in crate::feed) keys: Vec<i64>,
     /// Attempts that count towards parking.
     pub(in crate::feed) attempts: u32,
@@ -57,7 +58,7 @@ pub(in crate::feed) struct Held {
 /// A change with all that delivery needs.
 #[derive(Debug, Clone)]
 pub(in crate::feed) struct Item {
-    pub(in crate::feed) position: Position,
+    pub(in crate::feed) position: Mark,
     pub(in crate::feed) dataset: String,
     pub(in crate::feed) op: Op,
     pub(in crate::feed) keys: Vec<i64>,
@@ -72,6 +73,12 @@ pub(in crate::feed) struct Room {
 }
 
 impl Room {
+    /// No more than fits into `other` as well.
+    pub(in crate::feed) fn limit(&mut self, other: Self) {
+        self.changes = self.changes.min(other.changes);
+        self.bytes = self.bytes.min(other.bytes);
+    }
+
     /// Takes the place of one change; the first one fits whatever its size.
     pub(in crate::feed) fn take(&mut self, bytes: usize, first: bool) -> bool {
         if self.changes == 0 || (bytes > self.bytes && !first) {
@@ -135,7 +142,7 @@ pub(in crate::feed) fn choose(
     now: DateTime<Utc>,
     barred: &mut Barred,
     room: &mut Room,
-) -> Vec<Position> {
+) -> Vec<Mark> {
     // A change can be out while an earlier one of its key has come back.
     for out in held.iter().filter(|held| held.lease.is_some() && held.due > now) {
         barred.bar(&out.keys);
@@ -159,10 +166,10 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
-    use crate::vocab::{Epoch, Lsn};
+    use crate::vocab::{Epoch, Lsn, Position};
 
-    fn position(n: u32) -> Position {
-        Position::new(Epoch::FIRST, Lsn::new(1), n)
+    fn position(n: u32) -> Mark {
+        Position::new(Epoch::FIRST, Lsn::new(1), n).into()
     }
 
     fn now() -> DateTime<Utc> {
@@ -194,7 +201,7 @@ mod tests {
         let mut barred = Barred::new(blocked.iter().copied());
         let mut room = Room { changes, bytes: 1000 };
         let chosen = choose(held, now(), &mut barred, &mut room);
-        chosen.iter().map(|position| position.ordinal()).collect()
+        chosen.iter().map(|mark| mark.position().ordinal()).collect()
     }
 
     #[test]

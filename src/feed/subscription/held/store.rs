@@ -8,9 +8,9 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::{Attempt, Held, Item};
+use crate::feed::subscription::Mark;
 use crate::feed::subscription::SubscriptionId;
-use crate::feed::subscription::store::{json, op, position, unreadable};
-use crate::vocab::Position;
+use crate::feed::subscription::store::{json, mark, op, unreadable};
 
 diesel::table! {
     subscription_held (subscription_id, position) {
@@ -64,7 +64,7 @@ pub(in crate::feed) async fn held(
         .await?;
     let read = |(at, keys, attempts, tried, due, lease, letter, size): Row| {
         Ok(Held {
-            position: position(&at)?,
+            position: mark(&at)?,
             keys,
             attempts: u32::try_from(attempts).map_err(unreadable)?,
             tried: serde_json::from_value(tried).map_err(unreadable)?,
@@ -81,7 +81,7 @@ pub(in crate::feed) async fn held(
 pub(in crate::feed) async fn items(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
-    positions: &[Position],
+    positions: &[Mark],
 ) -> QueryResult<Vec<Item>> {
     type Row = (String, String, String, Vec<i64>, Vec<u8>);
     let rows: Vec<Row> = subscription_held::table
@@ -98,7 +98,7 @@ pub(in crate::feed) async fn items(
         .load(connection)
         .await?;
     let read = |(at, dataset, code, keys, payload): Row| {
-        let (position, op) = (position(&at)?, op(&code)?);
+        let (position, op) = (mark(&at)?, op(&code)?);
         Ok(Item { position, dataset, op, keys, json: Bytes::from(payload) })
     };
     rows.into_iter().map(read).collect()
@@ -200,7 +200,7 @@ pub(in crate::feed) async fn update(
 pub(in crate::feed) async fn lease(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
-    positions: &[Position],
+    positions: &[Mark],
     lease: Uuid,
     due: DateTime<Utc>,
 ) -> QueryResult<()> {
@@ -219,9 +219,9 @@ pub(in crate::feed) async fn lease(
 pub(in crate::feed) async fn delete(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,
-    positions: Option<&[Position]>,
+    positions: Option<&[Mark]>,
     lease: Option<Uuid>,
-) -> QueryResult<Vec<(Position, Option<i64>)>> {
+) -> QueryResult<Vec<(Mark, Option<i64>)>> {
     #[derive(QueryableByName)]
     struct Gone {
         #[diesel(sql_type = Text)]
@@ -238,7 +238,7 @@ pub(in crate::feed) async fn delete(
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(lease)
         .load(connection)
         .await?;
-    gone.into_iter().map(|gone| Ok((position(&gone.position)?, gone.letter_id))).collect()
+    gone.into_iter().map(|gone| Ok((mark(&gone.position)?, gone.letter_id))).collect()
 }
 
 /// Lets everything go that is held.
@@ -250,6 +250,6 @@ pub(in crate::feed) async fn clear(
     diesel::delete(of_this).execute(connection).await.map(drop)
 }
 
-fn texts(positions: &[Position]) -> Vec<String> {
-    positions.iter().map(Position::to_string).collect()
+fn texts(positions: &[Mark]) -> Vec<String> {
+    positions.iter().map(Mark::to_string).collect()
 }
