@@ -69,6 +69,14 @@ pub(super) struct Look {
 }
 
 impl Look {
+    /// This look with what was found later, if that is more.
+    pub(super) fn with(mut self, late: Vec<Drift>) -> Option<Self> {
+        let known = self.drifts.len();
+        self.drifts.extend(late);
+        each_once(&mut self.drifts);
+        (self.drifts.len() > known).then_some(self)
+    }
+
     /// The datasets whose writers nobody vouches for.
     pub(super) fn unguarded(&self, wanted: &Desired) -> BTreeSet<DatasetName> {
         let mut unguarded = BTreeSet::new();
@@ -260,9 +268,14 @@ pub(super) async fn look(
         shared(client, source, wanted, &user, &mut drifts).await?;
         published(client, source, &asked, &mut drifts).await?;
     }
+    each_once(&mut drifts);
+    Ok(Look { at, drifts })
+}
+
+/// Leaves the first difference of each kind and object.
+fn each_once(drifts: &mut Vec<Drift>) {
     let mut seen = BTreeSet::new();
     drifts.retain(|drift| seen.insert((drift.finding.kind, drift.finding.object.clone())));
-    Ok(Look { at, drifts })
 }
 
 fn finding(

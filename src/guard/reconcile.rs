@@ -8,8 +8,9 @@
 //!
 //! What the drift is and what may be mended is [`drift`]'s to say. Telling comes first
 //! and takes no lock, so that a repair that has to wait does not leave changes looking verified.
-//! "On" is told under a lock that no command on the table passes, after looking again: nobody can
-//! have switched the guard off in between.
+//! A repair looks once more under a lock that no command on the table passes: what came after the
+//! first look is told and recorded too before it is mended, and "on" is told when nobody can have
+//! switched the guard off in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,7 @@ use tokio::time::{Duration, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{Desired, desired};
-use super::drift::{self, Look};
+use super::drift::{self, Drift, Look, Repair};
 use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
 use super::locate::Located;
@@ -176,27 +177,33 @@ impl Governor {
         }
         ensure_publication(&client, name).await.map_err(fail)?;
         let mut done = true;
+        let mut late = Vec::new();
         if look.wants_scripts() {
-            done &= self.mend_objects(&client, &source, wanted, baseline.as_ref()).await?;
+            done &=
+                self.mend_objects(&client, &source, wanted, baseline.as_ref(), &mut late).await?;
         }
         for drift in &look.drifts {
-            if let drift::Repair::Release(dataset) = &drift.repair {
+            if let Repair::Release(dataset) = &drift.repair {
                 done &= self.mend_released(&client, &source, dataset).await?;
             }
         }
         let mut to_mend: BTreeSet<DatasetName> = look
             .drifts
             .iter()
-            .filter(|drift| drift.repair == drift::Repair::Install)
+            .filter(|drift| drift.repair == Repair::Install)
             .filter_map(|drift| drift.finding.dataset.clone())
             .collect();
         to_mend.extend(gaps.iter().cloned());
         to_mend.extend(pending.iter().cloned());
         for dataset in wanted.datasets.keys().filter(|dataset| to_mend.contains(*dataset)) {
-            done &= self.mend(&client, &source, Some(dataset), gaps.contains(dataset)).await?;
+            let was_off = gaps.contains(dataset);
+            done &= self.mend(&client, &source, Some(dataset), was_off, &mut late).await?;
         }
         if to_mend.is_empty() && look.repairable() {
-            done &= self.mend(&client, &source, None, false).await?;
+            done &= self.mend(&client, &source, None, false, &mut late).await?;
+        }
+        if let Some(look) = look.with(late) {
+            self.record(&source, &look, &facts).await?;
         }
         let baseline = self.registry.baseline(source.id).await?;
         let look = drift::look(&client, name, wanted, baseline.as_ref()).await.map_err(fail)?;
@@ -298,10 +305,13 @@ impl Governor {
         source: &Source,
         wanted: &Desired,
         baseline: Option<&Baseline>,
+        late: &mut Vec<Drift>,
     ) -> Result<bool, Error> {
         let nothing = Desired { datasets: BTreeMap::new(), ..wanted.clone() };
         let attempt = async {
             install::begin(client, &self.options).await?;
+            let look = drift::look(client, &source.name, wanted, baseline).await?;
+            late.extend(look.drifts.into_iter().filter(|it| it.repair == Repair::Scripts));
             install::install(client, &source.name, &nothing, Scripts::Always).await
         };
         let Some(installed) = self.given_up(client, source, attempt.await).await? else {
@@ -349,13 +359,15 @@ impl Governor {
     }
 
     /// Installs one dataset (or only roles and publication), and tells that its guard stands again
-    /// if it was told that it does not. Returns false when a table stayed locked.
+    /// if it was told that it does not. What it mends goes to `late`. Returns false when a table
+    /// stayed locked.
     async fn mend(
         &self,
         client: &Connection,
         source: &Source,
         dataset: Option<&DatasetName>,
         was_off: bool,
+        late: &mut Vec<Drift>,
     ) -> Result<bool, Error> {
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
@@ -363,7 +375,7 @@ impl Governor {
             .with_max_times(ATTEMPTS - 1)
             .build();
         loop {
-            let attempt = self.try_mend(client, source, dataset, was_off).await;
+            let attempt = self.try_mend(client, source, dataset, was_off, late).await;
             let Some(changed) = self.given_up(client, source, attempt).await? else {
                 let Some(pause) = pauses.next() else { return Ok(false) };
                 tokio::time::sleep(pause).await;
@@ -386,6 +398,7 @@ impl Governor {
         source: &Source,
         dataset: Option<&DatasetName>,
         was_off: bool,
+        late: &mut Vec<Drift>,
     ) -> Result<Vec<DatasetName>, pg::Error> {
         install::begin(client, &self.options).await?;
         // Another instance may have changed both sides while this one waited for the lock.
@@ -402,14 +415,26 @@ impl Governor {
         {
             wanted.datasets.clear();
         }
-        let installed =
-            install::install(client, &source.name, &wanted, Scripts::IfOutdated).await?;
-        if was_off && let Some(name) = dataset.filter(|name| wanted.datasets.contains_key(*name)) {
+        let guarded = dataset.filter(|name| wanted.datasets.contains_key(*name));
+        if let Some(name) = guarded {
             // No command on the table passes this lock; writers do.
             let at = Located::load(client).await?.of(name);
             let table = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
             client.batch_execute(&format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE")).await?;
-            let baseline = self.registry.baseline(source.id).await.ok().flatten();
+        }
+        let baseline = self.registry.baseline(source.id).await.ok().flatten();
+        let look = drift::look(client, &source.name, &wanted, baseline.as_ref()).await?;
+        let told = was_off || guarded.is_none_or(|name| !self.stood(name));
+        let untold = if told { BTreeSet::new() } else { look.unguarded(&wanted) };
+        let since = baseline.as_ref().and_then(|baseline| baseline.sound);
+        install::tell(client, &untold, false, since).await?;
+        late.extend(look.drifts.into_iter().filter(|it| {
+            it.repair == Repair::Install
+                && it.finding.dataset.as_ref().is_none_or(|name| Some(name) == dataset)
+        }));
+        let installed =
+            install::install(client, &source.name, &wanted, Scripts::IfOutdated).await?;
+        if let Some(name) = guarded.filter(|_| was_off || !untold.is_empty()) {
             let look = drift::look(client, &source.name, &wanted, baseline.as_ref()).await?;
             if baseline.is_some() && look.unguarded(&wanted).is_empty() {
                 install::tell(client, [name], true, None).await?;
