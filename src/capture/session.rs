@@ -113,9 +113,6 @@ impl Session<'_> {
             postgres: &shared.postgres,
         };
         let Start { epoch, seen, retrace } = setup.start(&mut wire, writer).await?;
-        let slot = pg::slot_state(&catalog, &source.name.slot()).await?;
-        let goes_on = Position::new(epoch, slot.map_or(Lsn::ZERO, |slot| slot.confirmed), 0);
-        let known = shared.registry.known_tables(source.id, goes_on).await?;
         let options = &shared.options;
         let dialect = Dialect::newest(server_version(&catalog).await?, *in_parts);
         let dir = options.spill_dir.clone().unwrap_or_else(std::env::temp_dir);
@@ -123,6 +120,12 @@ impl Session<'_> {
         let names = (source.name.slot(), source.name.publication());
         let (stream, feedback) =
             wire.stream((&names.0, &names.1), dialect, options.silence).await?;
+        // From here on nobody else moves the slot.
+        let slot = pg::slot_state(&catalog, &names.0).await?;
+        let begins = slot.map_or(Lsn::ZERO, |slot| slot.confirmed);
+        let retrace = retrace.filter(|heartbeat| heartbeat.is_from(begins));
+        let goes_on = Position::new(epoch, begins, 0);
+        let known = shared.registry.known_tables(source.id, goes_on).await?;
         let (confirmed, allowed) = watch::channel(Lsn::ZERO);
         let (heartbeats, stop) = (Heartbeats::default(), tasks.stopping().child_token());
         let unconfirmed = CancellationToken::new();

@@ -45,7 +45,7 @@ pub(super) struct Start {
     pub(super) epoch: Epoch,
     /// Changes up to here were handled before.
     pub(super) seen: Position,
-    /// What the stream has to repeat.
+    /// What the stream has to repeat, if it begins before that.
     pub(super) retrace: Option<Retrace>,
 }
 
@@ -57,6 +57,13 @@ pub(super) struct Retrace {
 }
 
 impl Retrace {
+    /// Whether a stream that begins here repeats it. Where it begins is certain only once it
+    /// streams: until then the walsender of an instance that died may still take what that one
+    /// confirmed last.
+    pub(super) fn is_from(&self, begins: Lsn) -> bool {
+        begins <= self.lsn
+    }
+
     /// Whether this is that heartbeat; [`Error::Diverged`] when the stream is past it.
     pub(super) fn heartbeat(&self, lsn: Lsn, id: &str) -> Result<bool, Error> {
         if lsn == self.lsn && id == self.id {
@@ -147,9 +154,7 @@ impl Setup<'_> {
             Some(record) => match judge(&record, &found) {
                 Some(reason) => Err(self.end(epoch, record, reason, writer.last()).await),
                 None => {
-                    let begins = found.slot.map_or(Lsn::ZERO, |slot| slot.confirmed);
-                    let retrace = record.heartbeat.clone().filter(|(lsn, _)| begins <= *lsn);
-                    let retrace = retrace.map(|(lsn, id)| Retrace { lsn, id });
+                    let retrace = record.heartbeat.clone().map(|(lsn, id)| Retrace { lsn, id });
                     let seen = handled(epoch, record.confirmed).max(writer.last());
                     if record.timeline != found.identity.timeline {
                         let timeline = found.identity.timeline;

@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 
 use super::stage::{FAST, Stage, TABLES, epoch, gap, in_order, orders};
-use crate::support::{Cluster, Server, WAIT, eventually};
+use crate::support::{Cluster, Proxy, Server, WAIT, eventually};
 
 /// Drops the slot as soon as nobody streams it.
 async fn drop_slot(client: &Client) {
@@ -132,6 +132,39 @@ async fn a_database_put_back_to_an_older_copy_is_not_taken_for_itself() {
     let after: Vec<i64> = orders(&events[at..]);
     let new: Vec<i64> = (6_000..14_000).chain([20_000]).collect();
     assert!(after.ends_with(&new), "every order since is there: {} of {}", after.len(), new.len());
+}
+
+#[tokio::test]
+async fn what_a_dead_instance_confirmed_last_arrives_after_the_next_has_looked_at_the_slot() {
+    let mut stage = Stage::new(&[]).await;
+    let proxy = Proxy::start(stage.source.socket()).await;
+    stage.govern(&proxy.url("shop")).await;
+    stage.insert(&stage.source, 1..=2).await;
+    stage.events_until(2).await;
+    stage.written_down().await;
+    stage.server.kill().await;
+
+    // It died after it had written down what it would confirm, with a heartbeat before it. Its
+    // walsender is told only once the next instance has looked at the slot.
+    let client = stage.source.connect("shop").await;
+    client.batch_execute("CREATE TABLE other ()").await.unwrap();
+    let end = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint";
+    let confirmed: i64 = client.query_one(end, &[]).await.unwrap().get(0);
+    let registry = stage.registry.connect("postgres").await;
+    let write_down = "UPDATE cadastre_registry.source_slots
+        SET confirmed = $1::bigint, heartbeat_lsn = $1::bigint - 1, heartbeat_id = 'x'";
+    assert_eq!(registry.execute(write_down, &[&confirmed]).await.unwrap(), 1);
+    proxy.hold("START_REPLICATION");
+    stage.server.restart().await;
+    proxy.held().await;
+    let advance = "SELECT pg_replication_slot_advance('cadastre_shop', ($1::bigint::numeric + '0/0'::pg_lsn))";
+    eventually(WAIT, async || client.query_one(advance, &[&confirmed]).await.ok()).await;
+    proxy.release();
+
+    stage.insert(&stage.source, 3..=3).await;
+    let events = stage.events_until(3).await;
+    assert_eq!(orders(&events), [1, 2, 3]);
+    assert!(events.iter().all(|event| epoch(event) == "01"), "no gap: {events:?}");
 }
 
 #[tokio::test]
