@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Shop;
+use crate::support::{WAIT, eventually};
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -98,7 +99,17 @@ async fn what_a_savepoint_took_back_is_said_again() {
 async fn a_trace_context_that_is_none_is_left_out() {
     let shop = Shop::governed("enforce").await;
     let owner = shop.session("orders_app").await;
-    for trace in ["nonsense", "00-00000000000000000000000000000000-b7ad6b7169203331-01", "\"}{"] {
+    let none = [
+        "nonsense",
+        "\"}{",
+        "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+        "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-012",
+        "00-0af7651916cd43dd8448eb211c80319-cb7ad6b7169203331-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ];
+    for trace in none {
         owner
             .batch_execute(&format!(
                 "SET cadastre.traceparent = '{trace}'; UPDATE orders SET status = 'x' WHERE id = 1"
@@ -106,8 +117,33 @@ async fn a_trace_context_that_is_none_is_left_out() {
             .await
             .unwrap();
     }
-    for change in shop.changes("shop.public.orders", 3).await {
+    for change in shop.changes("shop.public.orders", none.len()).await {
         assert_eq!(change.get("traceparent"), None, "{change}");
         assert_eq!(change["writer"]["service"], "orders");
     }
+}
+
+#[tokio::test]
+async fn an_owner_who_traces_does_not_pay_for_taking_the_call_stack_apart() {
+    let shop = Shop::governed("enforce").await;
+    let superuser = shop.cluster.connect("shop").await;
+    superuser.batch_execute("ALTER DATABASE shop SET track_functions = 'all'").await.unwrap();
+    let owner = shop.session("orders_app").await;
+    owner
+        .batch_execute(&format!(
+            "SET cadastre.traceparent = '{TRACE}'; UPDATE orders SET status = 'x' WHERE id = 1"
+        ))
+        .await
+        .unwrap();
+    // What a session has called is counted by when it has ended.
+    drop(owner);
+    let calls = "SELECT funcname::text FROM pg_stat_user_functions
+                 WHERE schemaname = 'cadastre' AND calls > 0 ORDER BY 1";
+    let called = eventually(WAIT, async || {
+        let rows = superuser.query(calls, &[]).await.unwrap();
+        let called: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        called.iter().any(|name| name == "note").then_some(called)
+    })
+    .await;
+    assert!(!called.iter().any(|name| name == "called_by"), "{called:?}");
 }
