@@ -2,7 +2,7 @@
 //! NDJSON subscriber, beside `pg_recvlogical` writing a second slot's same content to /dev/null.
 
 use futures::StreamExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::stage::{Server, Stage};
 use super::{Plan, Row};
@@ -64,6 +64,8 @@ pub(crate) async fn run(plan: &Plan) -> Vec<Row> {
             for statement in fill.split("; ") {
                 session.batch_execute(statement).await.expect("rows");
             }
+            // Slots begin to read again where a checkpoint was before what they have confirmed.
+            shop.batch_execute("CHECKPOINT").await.expect("a checkpoint");
             let end: String = shop
                 .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
                 .await
@@ -71,11 +73,11 @@ pub(crate) async fn run(plan: &Plan) -> Vec<Row> {
                 .get(0);
             // Alternate who goes first: the second finds warmer caches.
             let (ours, reference) = if round % 2 == 0 {
-                let ours = drain_ours(&stage, count).await;
+                let ours = drain_ours(&stage, count, &end).await;
                 (ours, drain_reference(&stage, &end))
             } else {
                 let reference = drain_reference(&stage, &end);
-                (drain_ours(&stage, count).await, reference)
+                (drain_ours(&stage, count, &end).await, reference)
             };
             rounds.push((count as f64 / ours, count as f64 / reference));
         }
@@ -86,8 +88,8 @@ pub(crate) async fn run(plan: &Plan) -> Vec<Row> {
 }
 
 /// Seconds from starting the server until its subscriber has read `count` more changes than there
-/// were in the log.
-async fn drain_ours(stage: &Stage, count: usize) -> f64 {
+/// were in the log. When it returns, the slot is confirmed up to `end`, as the reference's is.
+async fn drain_ours(stage: &Stage, count: usize, end: &str) -> f64 {
     let start = Instant::now();
     let server: Server = stage.serve();
     // Nothing captured in this run is older than what the last run has read to the end.
@@ -113,6 +115,13 @@ async fn drain_ours(stage: &Stage, count: usize) -> f64 {
         position.expect("every change has a position"),
     )
     .expect("the cursor is kept");
+    let shop = stage.shop().await;
+    let confirmed = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots \
+                     WHERE slot_name = 'cadastre_shop'";
+    while !shop.query_one(confirmed, &[&end]).await.expect("the slot").get::<_, bool>(0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.stop();
     seconds
 }
 

@@ -134,6 +134,15 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Stops it in good order.
+    pub(crate) fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it still runs");
+        self.child.wait().expect("it ends");
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.kill());
