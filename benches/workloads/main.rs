@@ -11,6 +11,7 @@ mod fanout;
 mod guard;
 mod isolation;
 mod latency;
+mod memory;
 mod stage;
 
 use std::process::ExitCode;
@@ -116,8 +117,11 @@ async fn main() -> ExitCode {
     if wanted("W5") {
         rows.extend(guard::run(&plan).await);
     }
+    if wanted("W8") {
+        rows.extend(memory::run(&plan).await);
+    }
     if rows.is_empty() {
-        eprintln!("no such workload: expected --only W1, W2, W3, W4 or W5");
+        eprintln!("no such workload: expected --only W1, W2, W3, W4, W5 or W8");
         return ExitCode::from(2);
     }
     if has("--json") {
