@@ -17,7 +17,7 @@ use crate::vocab::{DatasetName, Op, Position};
 /// An event and where it stands.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ControlEvent<'a, D> {
-    /// What it is about: the schema, the owner.
+    /// What it is about: the schema, the owner, the guard.
     pub(super) op: Op,
     /// The database it comes from.
     pub(super) database: &'a Database<'a>,

@@ -32,6 +32,9 @@ pub const SCHEMA_SCHEMA: &str = include_str!("../../schema/events/schema.json");
 /// The JSON Schema of an event about a dataset's owner.
 pub const OWNERSHIP_SCHEMA: &str = include_str!("../../schema/events/ownership.json");
 
+/// The JSON Schema of an event that a dataset's guard is off, or stands again.
+pub const GUARD_SCHEMA: &str = include_str!("../../schema/events/guard.json");
+
 /// The part of an event that its table settles, up to the commit's LSN.
 pub(super) fn source_part(database: &Database<'_>, table: &Table) -> Vec<u8> {
     let mut out = b",\"source\":{\"connector\":\"cadastre\"".to_vec();

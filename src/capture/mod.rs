@@ -43,7 +43,7 @@ pub mod snapshot;
 mod timeline;
 
 pub use budget::{WalLevel, WalStatus};
-pub use envelope::{CHANGE_SCHEMA, OWNERSHIP_SCHEMA, SCHEMA_SCHEMA};
+pub use envelope::{CHANGE_SCHEMA, GUARD_SCHEMA, OWNERSHIP_SCHEMA, SCHEMA_SCHEMA};
 pub use error::Error;
 pub use service::{Captures, SourceStatus, State};
 pub use spill::SpillError;

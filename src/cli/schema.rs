@@ -53,6 +53,7 @@ fn files(part: Part) -> Vec<(String, String)> {
         Part::Events => vec![
             file("events/change.json", capture::CHANGE_SCHEMA),
             file("events/ownership.json", capture::OWNERSHIP_SCHEMA),
+            file("events/guard.json", capture::GUARD_SCHEMA),
             file("events/gap.json", log::GAP_SCHEMA),
             file("events/snapshot.json", feed::SNAPSHOT_SCHEMA),
             file("events/schema.json", capture::SCHEMA_SCHEMA),

@@ -151,18 +151,21 @@ impl Request {
     }
 }
 
-/// A set of operations. What concerns the dataset itself (a gap, a new owner, a new schema) is always
-/// in it: nobody may miss that by choosing among changes.
+/// A set of operations. What concerns the dataset itself (a gap, a new owner, a new schema, a guard
+/// that is off) is always in it: nobody may miss that by choosing among changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ops(u8);
+pub(super) struct Ops(u16);
 
 impl Ops {
-    const ALWAYS: u8 = Self::bit(Op::Schema) | Self::bit(Op::Ownership) | Self::bit(Op::Gap);
+    const ALWAYS: u16 = Self::bit(Op::Schema)
+        | Self::bit(Op::Ownership)
+        | Self::bit(Op::Gap)
+        | Self::bit(Op::Guard);
 
     /// The operations asked for; asking for none is a mistake.
     pub(super) fn new(ops: Option<&[Op]>) -> Result<Self, Error> {
         match ops {
-            None => Ok(Self(u8::MAX)),
+            None => Ok(Self(u16::MAX)),
             Some([]) => {
                 Err(Error::Invalid("ops: expected at least one of c, u, d, t, r".to_owned()))
             }
@@ -174,7 +177,7 @@ impl Ops {
         self.0 & Self::bit(op) != 0
     }
 
-    const fn bit(op: Op) -> u8 {
+    const fn bit(op: Op) -> u16 {
         match op {
             Op::Create => 1,
             Op::Update => 1 << 1,
@@ -184,6 +187,7 @@ impl Ops {
             Op::Schema => 1 << 5,
             Op::Ownership => 1 << 6,
             Op::Gap => 1 << 7,
+            Op::Guard => 1 << 8,
         }
     }
 }

@@ -34,11 +34,14 @@ pub enum Op {
     /// Changes before here are missing and will not come (`g`).
     #[serde(rename = "g")]
     Gap,
+    /// The dataset's guard is off from here on, or stands again (`v`: vouched for).
+    #[serde(rename = "v")]
+    Guard,
 }
 
 impl Op {
     /// Every operation, in the order of their codes in the log.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Create,
         Self::Update,
         Self::Delete,
@@ -47,6 +50,7 @@ impl Op {
         Self::Schema,
         Self::Ownership,
         Self::Gap,
+        Self::Guard,
     ];
 
     /// Every operation on rows, in the order of their codes in the log.
@@ -64,6 +68,7 @@ impl Op {
             Self::Schema => b's',
             Self::Ownership => b'o',
             Self::Gap => b'g',
+            Self::Guard => b'v',
         }
     }
 
@@ -74,6 +79,7 @@ impl Op {
             Self::Schema => "schema",
             Self::Ownership => "ownership",
             Self::Gap => "gap",
+            Self::Guard => "guard",
         }
     }
 

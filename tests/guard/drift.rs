@@ -1,6 +1,6 @@
 //! Drift: what a superuser changed behind the guard's back is found, told, recorded and mended.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Shop;
 use crate::support::{WAIT, eventually};
@@ -220,15 +220,19 @@ async fn a_change_that_passed_while_the_guard_was_off_is_not_vouched_for() {
     })
     .await;
     owner.batch_execute("INSERT INTO orders VALUES (12, 'guarded')").await.unwrap();
-    let changes = shop.changes("shop.public.orders", 3).await;
-    let told = |change: &Value| {
-        (change["after"]["id"].as_i64().unwrap(), change["writer"]["verified"].clone())
+    // Subscribers are told where, in order with the changes.
+    let events = shop.changes("shop.public.orders", 5).await;
+    let told = |event: &Value| match event["guard"]["state"].as_str() {
+        Some(state) => json!(state),
+        None => json!([event["after"]["id"], event["writer"]["verified"]]),
     };
-    let told: Vec<_> = changes.iter().map(told).collect();
-    assert_eq!(told, [(10, true.into()), (11, false.into()), (12, true.into())]);
-    let at = |index: usize| changes[index]["position"].as_str().unwrap();
+    let told: Vec<_> = events.iter().map(told).collect();
+    let expected =
+        [json!([10, true]), json!("off"), json!([11, false]), json!("on"), json!([12, true])];
+    assert_eq!(told, expected);
+    let at = |index: usize| events[index]["position"].as_str().unwrap();
     let (from, to) = (range["from"].as_str().unwrap(), range["to"].as_str().unwrap());
-    assert!(at(0) < from && from <= at(1) && at(1) < to && to <= at(2), "{range} {changes:?}");
+    assert!(at(0) < from && from <= at(2) && at(2) < to && to <= at(4), "{range} {events:?}");
 }
 
 #[tokio::test]
@@ -250,8 +254,12 @@ async fn where_nothing_told_of_it_the_range_reaches_back_to_the_last_sound_look(
         ranges[0]["to"].is_string().then(|| ranges[0].clone())
     })
     .await;
-    let changes = shop.changes("shop.public.orders", 1).await;
-    let at = changes[0]["position"].as_str().unwrap();
+    let events = shop.changes("shop.public.orders", 3).await;
+    let at = events[0]["position"].as_str().unwrap();
+    let told: Vec<_> = events[1..].iter().map(|event| &event["guard"]["state"]).collect();
+    assert_eq!(told, ["off", "on"]);
+    let since = events[1]["guard"]["since"].as_str().unwrap();
+    assert!(since <= at, "what was written since is not vouched for: {events:?}");
     assert!(range["from"].as_str().unwrap() <= at && at < range["to"].as_str().unwrap(), "{range}");
     shop.sound().await;
 }

@@ -24,6 +24,7 @@
 
 mod error;
 mod evolve;
+mod guard;
 mod ownership;
 
 pub use error::AssembleError;
@@ -34,9 +35,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::attribute::{
-    self, GuardMessage, HeartbeatMessage, Reason, ViolationMessage, WriterMessage,
-};
+use super::attribute::{self, HeartbeatMessage, Reason, ViolationMessage, WriterMessage};
 use super::catalog::Types;
 use super::decode::{Message, Old, PgTime, Relation, Truncate, Tuple};
 use super::envelope::{Event, Rows, TransactionParts, writer_part};
@@ -356,9 +355,7 @@ impl Assembler {
                     attribute::WRITER => self.mark_writer(content),
                     attribute::SCHEMA => return self.evolve(received, content, sink),
                     attribute::OWNERSHIP => return self.switch(received, content, sink),
-                    attribute::GUARD => {
-                        return Ok(self.guard(content).map_or(Output::Nothing, Output::Guard));
-                    }
+                    attribute::GUARD => return self.vouch(received, content, sink),
                     _ => ignore("unknown"),
                 }
             }
@@ -482,26 +479,6 @@ impl Assembler {
         };
         let trace = attribute::trace(message.traceparent.as_deref());
         self.transaction.marked.insert(dataset.id, writer_part(&writer, trace.as_ref()));
-    }
-
-    /// What is said of the guard of a dataset.
-    fn guard(&self, content: &[u8]) -> Option<GuardNotice> {
-        let Some(message) = attribute::parse::<GuardMessage>(content) else {
-            ignore("malformed");
-            return None;
-        };
-        let dataset = message.dataset.parse::<DatasetName>();
-        let Some(dataset) = dataset.ok().and_then(|name| self.registry.datasets.get(&name)) else {
-            ignore("unknown dataset");
-            return None;
-        };
-        Some(GuardNotice {
-            dataset: dataset.id,
-            epoch: self.origin.epoch,
-            commit: self.transaction.commit,
-            stands: message.state == attribute::Stands::On,
-            since: message.since.and_then(|lsn| lsn.parse().ok()),
-        })
     }
 
     /// Every rejected attempt is a violation; what was let through is one once for each

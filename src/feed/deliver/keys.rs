@@ -24,7 +24,7 @@ pub(in crate::feed) fn keys(
         Op::Create | Op::Update | Op::Delete | Op::Read => {
             columns.and_then(|columns| of_row(dataset, columns, json)).unwrap_or_default()
         }
-        Op::Truncate | Op::Schema | Op::Ownership | Op::Gap => Vec::new(),
+        Op::Truncate | Op::Schema | Op::Ownership | Op::Gap | Op::Guard => Vec::new(),
     }
 }
 

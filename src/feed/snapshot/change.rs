@@ -89,7 +89,7 @@ pub(in crate::feed) fn reposition(event: &[u8], own: &str, position: &str) -> Ve
 /// Whether an event of this kind tells of the dataset itself rather than of its rows.
 pub(super) fn is_control(op: Op) -> bool {
     match op {
-        Op::Schema | Op::Ownership | Op::Gap => true,
+        Op::Schema | Op::Ownership | Op::Gap | Op::Guard => true,
         Op::Create | Op::Update | Op::Delete | Op::Truncate | Op::Read => false,
     }
 }

@@ -328,6 +328,11 @@ fn nobody_vouches_for_changes_while_a_guard_is_off() {
         Output::Guard(GuardNotice { dataset, epoch, commit, stands, since })
     };
     assert_eq!(stream.feed(&message("off")), notice(false, Some(Lsn::new(42))));
+    let described: Value = serde_json::from_str(crate::capture::GUARD_SCHEMA).unwrap();
+    let told = &stream.changes.all()[0];
+    covers(&described, told);
+    covers(&described["properties"]["guard"], &told["guard"]);
+    assert_eq!(told["guard"], json!({"state": "off", "since": "01-000000000000002A-00000000"}));
     let mut snapshot = Snapshot::default();
     let known = registry(GuardState::Installed);
     for (name, dataset) in &known.datasets {
@@ -492,6 +497,15 @@ fn ownership_message(message: &Value) -> Vec<u8> {
 }
 
 /// The message of a hand-over of `orders`.
+/// An event has exactly the members that its schema requires.
+#[track_caller]
+fn covers(schema: &Value, event: &Value) {
+    let required = schema["required"].as_array().unwrap();
+    let keys: Vec<_> = event.as_object().unwrap().keys().map(|key| json!(key)).collect();
+    assert_eq!(required.len(), keys.len(), "{event}");
+    assert!(keys.iter().all(|key| required.contains(key)), "{event}");
+}
+
 fn handed_over(before: Option<&str>, owner: &str) -> Vec<u8> {
     ownership_message(&json!({"v": 1, "dataset": "shop.public.orders", "owner": owner,
         "mode": "enforce", "ownerBefore": before, "modeBefore": before.map(|_| "enforce"),
@@ -523,12 +537,6 @@ fn a_change_is_the_owners_of_its_place_in_the_stream() {
     let events = stream.changes.all();
     assert!(events.iter().all(|event| event["writer"]["verified"] != json!(false)), "{events:?}");
     let described: Value = serde_json::from_str(crate::capture::OWNERSHIP_SCHEMA).unwrap();
-    let covers = |schema: &Value, event: &Value| {
-        let required = schema["required"].as_array().unwrap();
-        let keys: Vec<_> = event.as_object().unwrap().keys().map(|key| json!(key)).collect();
-        assert_eq!(required.len(), keys.len(), "{event}");
-        assert!(keys.iter().all(|key| required.contains(key)), "{event}");
-    };
     covers(&described, &events[1]);
     covers(&described["properties"]["source"], &events[1]["source"]);
     covers(&described["properties"]["ownership"], &events[1]["ownership"]);
