@@ -17,93 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::desired::Desired;
 pub(super) use super::finding_kind as kind;
 use super::locate::Located;
+use super::look::{Drift, Look, Reach, Repair};
 use super::{fingerprint, install};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{Baseline, NewFinding, Question, Severity};
-use crate::vocab::{DatasetName, Lsn, Mode, SourceName};
-
-/// Whose writers nobody vouches for while a drift lasts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reach {
-    /// Nobody's: writes are still stopped or recorded.
-    Nothing,
-    /// Those of one dataset.
-    Dataset(DatasetName),
-    /// Those of every dataset that one service owns.
-    Owner(String),
-    /// Those of the whole source.
-    Source,
-}
-
-/// What mends a drift.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Repair {
-    /// Installing again what is not as wanted.
-    Install,
-    /// Running the scripts again.
-    Scripts,
-    /// Taking the guard off a table that is not governed.
-    Release(DatasetName),
-    /// A person.
-    Nobody,
-}
-
-/// One difference.
-#[derive(Debug, Clone)]
-pub(super) struct Drift {
-    /// What is recorded of it.
-    pub(super) finding: NewFinding,
-    /// Whom it unguards.
-    pub(super) reach: Reach,
-    /// What mends it.
-    pub(super) repair: Repair,
-}
-
-/// What one look found.
-#[derive(Debug, Clone)]
-pub(super) struct Look {
-    /// Where the WAL ended when it began.
-    pub(super) at: Lsn,
-    /// The differences, each kind and object once.
-    pub(super) drifts: Vec<Drift>,
-}
-
-impl Look {
-    /// This look with what was found later, if that is more.
-    pub(super) fn with(mut self, late: Vec<Drift>) -> Option<Self> {
-        let known = self.drifts.len();
-        self.drifts.extend(late);
-        each_once(&mut self.drifts);
-        (self.drifts.len() > known).then_some(self)
-    }
-
-    /// The datasets whose writers nobody vouches for.
-    pub(super) fn unguarded(&self, wanted: &Desired) -> BTreeSet<DatasetName> {
-        let mut unguarded = BTreeSet::new();
-        for drift in &self.drifts {
-            let reached = |name: &DatasetName, owner: &str| match &drift.reach {
-                Reach::Nothing => false,
-                Reach::Dataset(dataset) => dataset == name,
-                Reach::Owner(service) => service == owner,
-                Reach::Source => true,
-            };
-            let datasets = wanted.datasets.iter();
-            let reached = datasets.filter(|(name, it)| reached(name, it.owner.as_str()));
-            unguarded.extend(reached.map(|(name, _)| name.clone()));
-        }
-        unguarded
-    }
-
-    /// Whether anything can be mended without a person.
-    pub(super) fn repairable(&self) -> bool {
-        self.drifts.iter().any(|drift| drift.repair != Repair::Nobody)
-    }
-
-    /// Whether the scripts have to run again.
-    pub(super) fn wants_scripts(&self) -> bool {
-        self.drifts.iter().any(|drift| drift.repair == Repair::Scripts)
-    }
-}
+use crate::vocab::{DatasetName, Mode, SourceName};
 
 /// The guard on each table below the wanted ones, where it is not as wanted.
 ///
@@ -268,14 +186,7 @@ pub(super) async fn look(
         shared(client, source, wanted, &user, &mut drifts).await?;
         published(client, source, &asked, &mut drifts).await?;
     }
-    each_once(&mut drifts);
-    Ok(Look { at, drifts })
-}
-
-/// Leaves the first difference of each kind and object.
-fn each_once(drifts: &mut Vec<Drift>) {
-    let mut seen = BTreeSet::new();
-    drifts.retain(|drift| seen.insert((drift.finding.kind, drift.finding.object.clone())));
+    Ok(Look::new(at, drifts))
 }
 
 fn finding(

@@ -34,6 +34,7 @@ mod governor;
 mod install;
 mod leave;
 mod locate;
+mod look;
 mod preflight;
 mod reconcile;
 mod turns;

@@ -22,10 +22,11 @@ use tokio::time::{Duration, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::desired::{Desired, desired};
-use super::drift::{self, Drift, Look, Repair};
+use super::drift;
 use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
 use super::locate::Located;
+use super::look::{Drift, Look, Repair};
 use super::uninstall::{self, Progress};
 use super::{Error, audit, fingerprint, preflight};
 use crate::pg::{self, Connection, ensure_publication, quote_ident};
