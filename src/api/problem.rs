@@ -320,6 +320,7 @@ impl From<feed::Error> for Problem {
                 Self::new(Code::TooManySnapshots, detail).with("limit", (*limit).into())
             }
             Error::Unsettled { .. } => Self::new(Code::Busy, error.to_string()),
+            Error::CapturedElsewhere { .. } => Self::new(Code::Unavailable, error.to_string()),
             Error::Source(cause) => match cause {
                 snapshot::Error::Gone(_) | snapshot::Error::Denied { .. } => {
                     Self::new(Code::Refused, cause.to_string())

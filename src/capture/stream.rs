@@ -33,7 +33,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Error;
 use super::decode::Dialect;
-use crate::pg::{Target, quote_ident, quote_literal};
+use crate::pg::{self, Target, quote_ident, quote_literal};
 use crate::vocab::Lsn;
 
 /// Bytes asked of the socket at once. Large reads are what makes catching up fast.
@@ -359,7 +359,7 @@ impl Wire {
             ("user", user.as_str()),
             ("database", database.as_str()),
             ("replication", "database"),
-            ("application_name", "cadastre capture"),
+            ("application_name", pg::capturer()),
             // The text forms the encoder understands.
             ("client_encoding", "UTF8"),
             ("DateStyle", "ISO"),

@@ -1,7 +1,7 @@
 //! Why a feed could not be opened, or ended.
 
 use crate::capture::snapshot;
-use crate::vocab::{DatasetName, Position, Retry};
+use crate::vocab::{DatasetName, Position, Retry, SourceName};
 use crate::{log, pg, registry};
 
 /// Why a feed could not be opened, or ended.
@@ -35,6 +35,17 @@ pub enum Error {
         dataset: DatasetName,
         /// The transaction.
         transaction: u32,
+    },
+    /// A snapshot is joined to the changes by the server that captures them.
+    #[error(
+        "a snapshot of source \"{source_name}\" is given by the server that captures it, which is \
+         \"{by}\"; ask that one"
+    )]
+    CapturedElsewhere {
+        /// The source.
+        source_name: SourceName,
+        /// Process and host, as PostgreSQL shows them.
+        by: String,
     },
     /// Rows could not be read from the source.
     #[error("the snapshot could not be read")]
@@ -83,7 +94,10 @@ impl Error {
             Self::Store(error) => error.retry(),
             Self::Registry(error) => error.retry(),
             Self::Source(error) => error.retry(),
-            Self::Full { .. } | Self::SnapshotsFull { .. } | Self::Unsettled { .. } => Retry::Later,
+            Self::Full { .. }
+            | Self::SnapshotsFull { .. }
+            | Self::Unsettled { .. }
+            | Self::CapturedElsewhere { .. } => Retry::Later,
             Self::Log(error) => error.retry(),
         }
     }

@@ -138,7 +138,7 @@ impl Feed {
             tables.push((dataset, table));
         }
         snapshot::Run::begin(
-            self.desk.log.clone(),
+            (self.desk.log.clone(), self.registry.clone()),
             &self.snapshots,
             self.postgres.clone(),
             Arc::clone(source),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::desired::{Desired, Guarded};
 use super::locate::Located;
 use super::preflight;
-use crate::pg::{Connection, Error, quote_ident};
+use crate::pg::{Connection, Error, quote_ident, quote_literal};
 use crate::vocab::{DatasetName, Mode, SourceName};
 
 /// One thing examined.
@@ -82,11 +82,22 @@ const WRITERS: &str = "
       AND NOT coalesce(
         pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = $3), 'USAGE'), false)
       AND has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')";
+
+/// Whether our slot goes over to a standby (from PostgreSQL 17 on), which standbys' slots logical
+/// decoding waits for, and which standbys' slots there are.
+const STANDBYS: &str = "
+    SELECT coalesce((to_jsonb(s) ->> 'failover')::bool, false),
+      coalesce(current_setting('synchronized_standby_slots', true), ''),
+      ARRAY(SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'physical' ORDER BY 1)
+    FROM pg_replication_slots s WHERE slot_name = $1";
+
 /// Columns of a table that the publication leaves out.
 const LEFT_OUT: &str = "
     SELECT string_agg(a.attname::text, ', ' ORDER BY a.attnum)
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = $1 AND c.relname = $2 AND a.attgenerated <> '' AND NOT a.attisdropped
+    WHERE n.nspname = $1 AND c.relname = $2 AND NOT a.attisdropped
+      AND (a.attgenerated = 'v'
+           OR a.attgenerated = 's' AND current_setting('server_version_num')::int < 180000)
     HAVING count(*) > 0";
 
 /// Examines the source behind `client`.
@@ -100,6 +111,7 @@ pub(super) async fn examine(
 ) -> Result<Vec<Need>, Error> {
     let mut needs = server(client).await?;
     needs.push(slot(client, source).await?);
+    needs.extend(standbys(client, source).await?);
     for refusal in preflight::refusals(client, source, desired).await? {
         // What the server lacks is listed above, with what it has.
         if refusal.kind != "source" {
@@ -261,6 +273,35 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
              ALTER EVENT TRIGGER cadastre_parts ENABLE ALWAYS",
         ),
     ])
+}
+
+/// Whether what was captured is on every standby before: one that is promoted without it has lost
+/// changes that subscribers have, and its slot does not go on. None without standbys.
+async fn standbys(client: &Connection, source: &SourceName) -> Result<Option<Need>, Error> {
+    let Some(row) = client.query_opt(STANDBYS, &[&source.slot()]).await? else { return Ok(None) };
+    let (failover, waited): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+    let standbys: Vec<String> = row.try_get(2)?;
+    if !failover || standbys.is_empty() {
+        return Ok(None);
+    }
+    let waited: Vec<&str> = waited.split(',').map(str::trim).collect();
+    let missing: Vec<&str> =
+        standbys.iter().map(String::as_str).filter(|slot| !waited.contains(slot)).collect();
+    Ok(Some(Need {
+        check: "changes are on every standby before they are captured".to_owned(),
+        ok: missing.is_empty(),
+        found: if missing.is_empty() {
+            "yes".to_owned()
+        } else {
+            format!("synchronized_standby_slots does not name {}", missing.join(", "))
+        },
+        mend: (!missing.is_empty()).then(|| {
+            format!(
+                "ALTER SYSTEM SET synchronized_standby_slots = {}; SELECT pg_reload_conf()",
+                quote_literal(&standbys.join(", "))
+            )
+        }),
+    }))
 }
 
 /// The slot and what it holds back.

@@ -116,7 +116,8 @@ const EMITTERS: &str = "
 
 /// The publication's options, as far as they differ from what it is made with.
 const PUBLICATION: &str = "
-    SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot
+    SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, p.pubviaroot,
+      coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's'
     FROM pg_publication p WHERE p.pubname = $1";
 
 /// Wanted tables that are not in the publication whole: row filters and column lists came with 15.
@@ -480,6 +481,7 @@ async fn published(
         None => Some("there is none"),
         Some(row) if !row.try_get::<_, bool>(0)? => Some("not every operation is published"),
         Some(row) if !row.try_get::<_, bool>(1)? => Some("partitions are published by themselves"),
+        Some(row) if !row.try_get::<_, bool>(2)? => Some("generated columns are not published"),
         Some(_) => None,
     };
     if let Some(found) = found {

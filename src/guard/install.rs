@@ -7,7 +7,9 @@ use super::locate::Located;
 use super::preflight::version;
 use super::{SCHEMA, fingerprint};
 use crate::config::PostgresOptions;
-use crate::pg::{Connection, Error, PUBLICATION_OPTIONS, quote_ident, quote_literal};
+use crate::pg::{
+    Connection, Error, publication_options, quote_ident, quote_literal, server_version,
+};
 use crate::registry::{TableName, Tenure};
 use crate::vocab::{DatasetName, Lsn, RoleName, ServiceName, SourceName};
 
@@ -262,12 +264,15 @@ async fn revoke(client: &Connection, group: &str, member: &str) -> Result<(), Er
 /// The publication with the options it is made with.
 async fn publication(client: &Connection, source: &SourceName) -> Result<(), Error> {
     let name = source.publication();
+    // Generated columns can be published from PostgreSQL 18 on.
     let right = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot \
-                 FROM pg_publication WHERE pubname = $1";
+                   AND coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' \
+                 FROM pg_publication p WHERE pubname = $1";
     if let Some(row) = client.query_opt(right, &[&name]).await?
         && !row.try_get::<_, bool>(0)?
     {
-        let set = format!("ALTER PUBLICATION {} SET ({PUBLICATION_OPTIONS})", quote_ident(&name));
+        let options = publication_options(server_version(client).await?);
+        let set = format!("ALTER PUBLICATION {} SET ({options})", quote_ident(&name));
         client.batch_execute(&set).await?;
     }
     Ok(())

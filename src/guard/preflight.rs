@@ -20,8 +20,8 @@ const TABLE: &str = "
       ARRAY(SELECT a.attname::text FROM pg_attribute a
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
       ARRAY(SELECT a.attname::text FROM pg_attribute a
-            WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped
-            ORDER BY a.attnum) AS generated,
+            WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+            ORDER BY a.attnum) AS computed,
       c.relreplident = 'f' AS is_full,
       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -159,7 +159,7 @@ pub(super) async fn table(
     // ON CONFLICT DO UPDATE fails from 15.15, 16.11, 17.7 and 18.0 on.
     let unidentified = "has no replica identity, so once published its owner's UPDATE and DELETE would fail, \
         and on new versions INSERT ON CONFLICT DO UPDATE: add a primary key, or";
-    let (generated, is_full): (Vec<String>, bool) = (row.try_get(5)?, row.try_get(6)?);
+    let (computed, is_full): (Vec<String>, bool) = (row.try_get(5)?, row.try_get(6)?);
     let has_key: bool = row.try_get(7)?;
     if !row.try_get::<_, bool>(3)? {
         messages.push(if has_key {
@@ -171,17 +171,17 @@ pub(super) async fn table(
             format!("{quoted} {unidentified} ALTER TABLE {quoted} REPLICA IDENTITY FULL")
         });
     }
-    // From 18 on: the publication leaves generated columns out, and FULL means every column.
-    if is_full && !generated.is_empty() && version(client).await? >= 180_000 {
+    // Virtual columns cannot be published, and FULL means every column.
+    if is_full && !computed.is_empty() {
         let mend = if has_key {
             "DEFAULT"
         } else {
             "USING INDEX, of a unique index on columns that are NOT NULL"
         };
         messages.push(format!(
-            "{quoted} has REPLICA IDENTITY FULL and generated columns ({}), so once published its owner's \
+            "{quoted} has REPLICA IDENTITY FULL and virtual columns ({}), so once published its owner's \
              UPDATE and DELETE would fail: ALTER TABLE {quoted} REPLICA IDENTITY {mend}",
-            generated.join(", ")
+            computed.join(", ")
         ));
     }
     if kind == "p" {

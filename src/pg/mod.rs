@@ -22,7 +22,8 @@ pub use ident::{quote_ident, quote_literal};
 pub use migrate::{MIGRATIONS, REGISTRY_SCHEMA, migrate};
 pub use pool::{Pool, PooledConnection};
 pub use slot::{
-    PUBLICATION_OPTIONS, SlotFound, SlotState, SlotWal, drop_slot, ensure_publication, ensure_slot,
-    in_recovery, server_version, slot_state, slot_wal, take_slot_away, wal_end,
+    STREAMED_BY, SlotFound, SlotState, SlotWal, capturer, drop_slot, ensure_publication,
+    ensure_slot, in_recovery, publication_options, server_version, slot_state, slot_wal,
+    take_slot_away, wal_end,
 };
 pub use target::Target;

@@ -3,15 +3,35 @@
 //! The publication comes first. A slot decodes every change with the catalog as it was when the
 //! change was made; a publication that did not exist then makes the stream fail for ever.
 
+use std::sync::LazyLock;
+
 use serde::Deserialize;
 use tokio_postgres::error::SqlState;
 
 use super::{Connection, Error, quote_ident};
 use crate::vocab::{Lsn, SourceName};
 
-/// What a publication of ours says: all operations, with partitions published as their root.
-pub const PUBLICATION_OPTIONS: &str =
-    "publish = 'insert, update, delete, truncate', publish_via_partition_root = true";
+/// What a publication of ours says, on a server of this version: all operations, with partitions
+/// published as their root, and generated columns where they can be.
+pub fn publication_options(version: u32) -> String {
+    let generated = if version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
+    format!("publish = 'insert, update, delete, truncate', publish_via_partition_root{generated}")
+}
+
+/// What this process is called in a source where it streams: it says which of several servers does.
+pub fn capturer() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| {
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let name = format!("cadastre capture {}@{}", std::process::id(), host.to_string_lossy());
+        // PostgreSQL keeps as much of it, and only of ASCII.
+        name.chars().filter(|letter| matches!(letter, ' '..='~')).take(63).collect()
+    });
+    &NAME
+}
+
+/// Who streams a slot, as [`capturer`] names it; `None` while nobody does.
+pub const STREAMED_BY: &str = "SELECT a.application_name FROM pg_replication_slots s \
+    JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = ";
 
 /// Whether a slot was there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +43,7 @@ pub enum SlotFound {
 }
 
 /// Makes the publication of a source if it is missing: empty, for all operations, with partitions
-/// published as their root.
+/// published as their root, generated columns where they can be.
 ///
 /// A slot that is there all the same is dropped first: it cannot decode what was written while there
 /// was no publication (from PostgreSQL 18 on it passes that over in silence), and that it is gone is
@@ -42,7 +62,8 @@ pub async fn ensure_publication(client: &Connection, source: &SourceName) -> Res
         tracing::warn!(%source, publication = name, "publication missing: its slot is made anew");
         take_slot_away(client, &slot).await?;
     }
-    let create = format!("CREATE PUBLICATION {} WITH ({PUBLICATION_OPTIONS})", quote_ident(&name));
+    let options = publication_options(server_version(client).await?);
+    let create = format!("CREATE PUBLICATION {} WITH ({options})", quote_ident(&name));
     match client.batch_execute(&create).await {
         // Another instance made it at the same time.
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),

@@ -4,6 +4,7 @@ mod beatable;
 mod heartbeat;
 mod parts;
 mod slot;
+mod snapshot;
 mod sources;
 mod stage;
 mod types;

@@ -6,6 +6,17 @@ use tokio_postgres::Client;
 use super::stage::{FAST, Stage, TABLES, epoch, gap, in_order, orders};
 use crate::support::{Cluster, Proxy, Server, WAIT, eventually};
 
+impl Stage {
+    /// What the doctor says of standbys.
+    async fn standbys_are_waited_for(&self) -> bool {
+        let doctor = self.server.client().get(self.server.at("/v1/sources/shop/doctor"));
+        let found: serde_json::Value = doctor.send().await.unwrap().json().await.unwrap();
+        let needs = found.as_array().unwrap();
+        let about = "changes are on every standby before they are captured";
+        needs.iter().find(|need| need["check"] == about).unwrap()["ok"] == true
+    }
+}
+
 /// Drops the slot as soon as nobody streams it.
 async fn drop_slot(client: &Client) {
     let terminate = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots";
@@ -200,6 +211,15 @@ async fn a_promoted_standby_goes_on_where_its_slot_does_and_is_a_gap_where_it_ha
         (slot && rows.get::<_, i64>(0) == 3).then_some(())
     })
     .await;
+
+    if synced {
+        // Without this, what was captured may be missing on the standby.
+        let admin = primary.connect("shop").await;
+        assert!(stage.standbys_are_waited_for().await);
+        admin.batch_execute("ALTER SYSTEM RESET synchronized_standby_slots").await.unwrap();
+        admin.query("SELECT pg_reload_conf()", &[]).await.unwrap();
+        eventually(WAIT, async || (!stage.standbys_are_waited_for().await).then_some(())).await;
+    }
 
     primary.stop_immediate().await;
     let refused = eventually(WAIT, async || {

@@ -164,9 +164,17 @@ async fn the_feed_is_the_table_whatever_kind_it_is() {
         owner.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
     }
     let events = shop.events_of_every_kind().await;
+    let version = "SELECT current_setting('server_version_num')::int";
+    let version: i32 = owner.query_one(version, &[]).await.unwrap().get(0);
+    // Generated columns can be published from 18 on, if they are stored.
+    let computed = if version < 180_000 {
+        "SELECT id, v FROM kinds.computed"
+    } else {
+        "SELECT id, v, twice FROM kinds.computed"
+    };
     // As the feed writes them: what a value is made of is told by the version that its row names.
     let queries = [
-        ("computed", "SELECT id, v FROM kinds.computed"),
+        ("computed", computed),
         ("indexed", "SELECT id, v FROM kinds.indexed"),
         ("parted", "SELECT id, v FROM kinds.parted"),
         ("whole", "SELECT id, v FROM kinds.whole"),

@@ -36,7 +36,7 @@ pub use store::Session;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::registry::Dataset;
+use crate::registry::{Dataset, SchemaVersion};
 use crate::vocab::{DatasetName, Lsn, SourceName};
 
 /// What to read next of a dataset.
@@ -48,6 +48,8 @@ pub struct Wanted {
     pub table: DatasetName,
     /// Its source.
     pub source: SourceName,
+    /// Versions of the table, the newest first, of which the rows name theirs.
+    pub versions: Vec<SchemaVersion>,
     /// The table as the chunks before saw it: one whose key is another by now is not read on.
     pub known: Option<Arc<Shape>>,
     /// Rows after this.

@@ -17,8 +17,8 @@ use crate::capture::decode::Tuple;
 use crate::capture::envelope;
 use crate::capture::relation::{Database, PreparedRelation, Table};
 use crate::config::PostgresOptions;
-use crate::pg::{Connection, Target, quote_ident, quote_literal};
-use crate::registry::{Dataset, TableName};
+use crate::pg::{Connection, STREAMED_BY, Target, capturer, quote_ident, quote_literal};
+use crate::registry::{Dataset, SchemaVersion, TableName};
 use crate::vocab::{DatasetName, Lsn, SourceName};
 
 /// The text forms the encoder understands, those of the replication session. A policy that hides
@@ -74,6 +74,17 @@ impl Session {
         let row = session.row("SHOW server_version_num").await?;
         session.version = text(&row, 0)?.parse().unwrap_or_default();
         Ok(session)
+    }
+
+    /// Who captures this source, if that is another server.
+    ///
+    /// # Errors
+    /// When the source cannot be asked.
+    pub async fn captured_elsewhere(&self, source: &SourceName) -> Result<Option<String>, Error> {
+        let query = format!("{STREAMED_BY}{}", quote_literal(&source.slot()));
+        let row = self.rows(&query).await?.pop();
+        let by = row.as_ref().map(|row| text(row, 0).map(str::to_owned)).transpose()?;
+        Ok(by.filter(|by| by != capturer()))
     }
 
     /// The transactions that may have committed in the WAL and are not visible to snapshots yet, of
@@ -157,7 +168,8 @@ impl Session {
         if let Some(&transaction) = wanted.must_see.iter().find(|&&it| !seen.contains(it)) {
             return Ok(Read::Unsettled { transaction });
         }
-        let shape = Arc::new(self.shape(&wanted.dataset, &wanted.table, &wanted.source).await?);
+        let shape = self.shape(&wanted.dataset, &wanted.table, &wanted.source, &wanted.versions);
+        let shape = Arc::new(shape.await?);
         if wanted.known.as_ref().is_some_and(|known| !known.has_same_key(&shape)) {
             return Ok(Read::Rekeyed(shape));
         }
@@ -277,7 +289,8 @@ impl Session {
         }
     }
 
-    /// The dataset's table, by this name, as it is, of what is published of it.
+    /// The dataset's table, by this name, as it is, of what is published of it; its rows name the
+    /// version of these, the newest first, that they are of.
     ///
     /// # Errors
     /// When the source cannot be asked, or has no such table.
@@ -286,6 +299,7 @@ impl Session {
         dataset: &Arc<Dataset>,
         name: &DatasetName,
         source: &SourceName,
+        versions: &[SchemaVersion],
     ) -> Result<Shape, Error> {
         let rows = self.rows(&self.description(name, source)).await?;
         let first = rows.first().ok_or_else(|| Error::Gone(dataset.name.clone()))?;
@@ -293,6 +307,7 @@ impl Session {
         let rows_estimated = text(first, 6)?.parse::<f64>().unwrap_or_default();
         let filter = first.try_get(7)?.map(|filter| format!("({filter})"));
         let (mut columns, mut types, mut key) = (Vec::new(), Vec::new(), Vec::new());
+        let mut typmods = Vec::new();
         for row in &rows {
             let (column, oid) = (text(row, 0)?, number(text(row, 1)?)?);
             let place: usize = number(text(row, 4)?)?;
@@ -307,18 +322,25 @@ impl Session {
             }
             columns.push(quote_ident(column));
             types.push((column.to_owned(), oid));
+            typmods.push(number(text(row, 9)?)?);
         }
         key.sort_by_key(|(place, _)| *place);
         let key_columns: usize = number(text(first, 8)?)?;
         let mut key: Vec<_> = key.into_iter().map(|(_, column)| column).collect();
         let table_name =
             TableName { schema: name.schema().to_owned(), table: name.table().to_owned() };
+        let version = versions.iter().find(|version| {
+            let columns = types.iter().zip(&typmods);
+            let columns = columns.map(|((name, oid), typmod)| (name.as_str(), *oid, *typmod));
+            version.shape.has_rows_of(&table_name, columns)
+        });
+        let version = version.map(|version| version.number);
         let table =
             Table::of_columns(table_name, types, |column| key.iter().any(|it| it.name == column));
         let unknown: Vec<u32> = table.types().collect();
         let types = catalog::load(&self.connection, &unknown).await?;
         let database = Database { source, database: &self.database };
-        let relation = PreparedRelation::new(&table, &database, (dataset, None), &types, None);
+        let relation = PreparedRelation::new(&table, &database, (dataset, None), &types, version);
         // A key of which a column is not published, or has no text to come back from, is none.
         let readable = |it: &KeyColumn| {
             relation.columns.get(it.index).is_some_and(|column| key::is_readable(&column.kind))
@@ -343,7 +365,8 @@ impl Session {
     }
 
     /// One row for each published column: name, type, type for casts, collation, place in the key;
-    /// and of the table: kind, estimated rows, row filter, number of columns of the key.
+    /// and of the table: kind, estimated rows, row filter, number of columns of the key; and what
+    /// the column's type was given.
     ///
     /// The key is the replica identity, since that is what changes name rows by; with FULL any
     /// unique one will do.
@@ -388,7 +411,8 @@ impl Session {
                        WHERE e.isleaf)
                  ELSE greatest(t.reltuples, 0) END,
                (SELECT rowfilter FROM p),
-               coalesce((SELECT indnkeyatts FROM k), 0)
+               coalesce((SELECT indnkeyatts FROM k), 0),
+               a.atttypmod
              FROM t JOIN pg_attribute a ON a.attrelid = t.oid
              WHERE a.attnum > 0 AND NOT a.attisdropped
                AND coalesce(a.attname = ANY ((SELECT attnames FROM p)::name[]), a.attgenerated = '')

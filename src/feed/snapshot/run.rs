@@ -34,12 +34,15 @@ use crate::feed::delivery::{Delivery, Event};
 use crate::feed::request::Ops;
 use crate::log::{Log, Reader, Slice, Start};
 use crate::pg::Target;
-use crate::registry::{Dataset, Source};
+use crate::registry::{Dataset, Page, Registry, Source};
 use crate::vocab::{DatasetId, DatasetName, Lsn, Op, Position, limits};
 
 /// First and longest pause before a chunk that did not see enough is read again.
 const AGAIN_MIN: Duration = Duration::from_millis(5);
 const AGAIN_MAX: Duration = Duration::from_millis(500);
+
+/// Versions of a table that the rows of a chunk may be of.
+const VERSIONS: Page<i32> = Page { first: 8, after: None };
 
 /// A table of the snapshot.
 pub(super) struct Table {
@@ -92,6 +95,7 @@ pub(super) enum Step {
 pub(in crate::feed) struct Run {
     pub(super) reader: Reader,
     pub(super) log: Log,
+    registry: Registry,
     pub(super) source: Arc<Source>,
     pub(super) target: Target,
     postgres: PostgresOptions,
@@ -124,7 +128,7 @@ impl Run {
     /// Begins a snapshot of these datasets, sorted by name, each with what its table is called now;
     /// or goes on with one.
     pub(in crate::feed) async fn begin(
-        log: Log,
+        (log, registry): (Log, Registry),
         snapshots: &Snapshots,
         postgres: PostgresOptions,
         source: Arc<Source>,
@@ -152,6 +156,7 @@ impl Run {
         let mut run = Self {
             reader,
             log,
+            registry,
             source,
             target,
             postgres,
@@ -237,6 +242,10 @@ impl Run {
             return Ok(());
         }
         let mut session = Session::open(&self.target, &self.postgres).await?;
+        // How far the source's WAL is in the log, only the server knows that captures it.
+        if let Some(by) = session.captured_elsewhere(&self.source.name).await? {
+            return Err(Error::CapturedElsewhere { source_name: self.source.name.clone(), by });
+        }
         let open = self.tables.iter().filter(|table| !table.state.is_done());
         let writers = session.writers(open.map(|table| &table.name)).await?;
         for table in self.tables.iter_mut().filter(|table| !table.state.is_done()) {
@@ -244,7 +253,8 @@ impl Run {
             if !table.state.has_begun() {
                 continue;
             }
-            let shape = session.shape(&table.dataset, &table.name, &self.source.name).await?;
+            let (dataset, name) = (&table.dataset, &table.name);
+            let shape = session.shape(dataset, name, &self.source.name, &[]).await?;
             // The rows of a table without a key belong together, and a place in the order of one
             // key is none in that of another: what was sent of these is void.
             if table.state.partial || table.state.key != shape.key_digest() {
@@ -307,12 +317,14 @@ impl Run {
     ) -> impl Future<Output = (usize, Session, Result<Read, Error>)> + use<> {
         let snapshots = self.entry.snapshots().clone();
         let patience = snapshots.options().snapshot_settle;
+        let registry = self.registry.clone();
         let table = &mut self.tables[index];
         table.begun.get_or_insert_with(Instant::now);
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             dataset: Arc::clone(&table.dataset),
             table: table.name.clone(),
             source: self.source.name.clone(),
+            versions: Vec::new(),
             known: table.shape.clone(),
             after: table.state.read.clone(),
             points: table.state.pending.clone(),
@@ -323,6 +335,10 @@ impl Run {
         async move {
             let begun = Instant::now();
             let mut pause = AGAIN_MIN;
+            match registry.schema_history(wanted.dataset.id, VERSIONS).await {
+                Ok(versions) => wanted.versions = versions,
+                Err(error) => return (index, session, Err(error.into())),
+            }
             let read = loop {
                 let turn = snapshots.turn().await;
                 let read = session.read(&wanted).await;

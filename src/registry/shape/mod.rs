@@ -219,26 +219,36 @@ impl ReplicaIdentity {
 impl Shape {
     /// Whether this is what the stream describes. Columns that are generated may be left out there.
     pub fn fits(&self, table: &StreamTable) -> bool {
-        if self.name != table.name || self.replica_identity != table.replica_identity {
-            return false;
-        }
+        let marked = |column: &StreamColumn| {
+            !self.replica_identity.marks_key() || self.key.contains(&column.name) == column.key
+        };
+        let columns = table.columns.iter();
+        self.replica_identity == table.replica_identity
+            && self.has_rows_of(
+                &table.name,
+                columns.map(|column| (column.name.as_str(), column.oid, column.typmod)),
+            )
+            && table.columns.iter().all(marked)
+    }
+
+    /// Whether rows of a table of this name, with these columns (name, type, what the type was
+    /// given), are rows of this shape. Columns that are generated may be left out there.
+    pub fn has_rows_of<'a>(
+        &self,
+        name: &TableName,
+        columns: impl Iterator<Item = (&'a str, u32, i32)>,
+    ) -> bool {
         let mut known = self.columns.iter();
-        for column in &table.columns {
-            let same = known
+        let mut same = |(name, oid, typmod)| {
+            known
                 .by_ref()
-                .find(|known| known.name == column.name || known.generated.is_none())
-                .is_some_and(|known| {
-                    known.name == column.name
-                        && known.oid == column.oid
-                        && known.typmod == column.typmod
-                });
-            let marked =
-                !self.replica_identity.marks_key() || self.key.contains(&column.name) == column.key;
-            if !same || !marked {
-                return false;
-            }
-        }
-        known.all(|left_out| left_out.generated.is_some())
+                .find(|known| known.name == name || known.generated.is_none())
+                .is_some_and(|known| (&*known.name, known.oid, known.typmod) == (name, oid, typmod))
+        };
+        let mut columns = columns;
+        self.name == *name
+            && columns.all(&mut same)
+            && known.all(|left_out| left_out.generated.is_some())
     }
 
     /// The table as the stream describes it, with what `before` knew of columns that are the same.

@@ -1,0 +1,73 @@
+//! Rows as they are, before the changes: what they say of their table.
+
+use serde_json::{Value, json};
+
+use super::stage::Stage;
+use crate::support::Server;
+
+/// The feed of the orders from this place on.
+fn feed(after: &str) -> String {
+    format!("/v1/feed?datasets=shop.public.orders&after={after}")
+}
+
+/// The last event begins this version of the table.
+fn begins(version: u32) -> impl Fn(&[Value]) -> bool {
+    move |events| {
+        let last = events.last().and_then(|event| event.pointer("/schema/version"));
+        last.and_then(Value::as_u64) == Some(version.into())
+    }
+}
+
+#[tokio::test]
+async fn a_row_names_the_version_of_its_table_also_when_that_has_another_name() {
+    let stage = Stage::governed().await;
+    stage.insert(&stage.source, 1..=2).await;
+    let owner = stage.source.connect_as("shop", "orders_app").await;
+    let rows = async || {
+        let done = |events: &[Value]| {
+            events.last().is_some_and(|event| event["snapshot"]["state"] == "done")
+        };
+        let events = stage.events(&feed("snapshot"), done).await;
+        let rows = events.into_iter().filter(|event| event["op"] == "r");
+        rows.map(|row| {
+            json!([
+                row["schema_version"],
+                row["source"]["table"],
+                row["dataset"],
+                row["after"]["id"]
+            ])
+        })
+        .collect::<Vec<_>>()
+    };
+    let told = |version: u32, table: &str| {
+        [1, 2].map(|id| json!([version, table, "shop.public.orders", id])).to_vec()
+    };
+    assert_eq!(rows().await, told(1, "orders"));
+
+    owner.batch_execute("ALTER TABLE orders ALTER body TYPE varchar(200)").await.unwrap();
+    stage.events(&feed("earliest"), begins(2)).await;
+    assert_eq!(rows().await, told(2, "orders"));
+    let admin = stage.source.connect("shop").await;
+    admin.batch_execute("GRANT CREATE ON SCHEMA public TO orders_app").await.unwrap();
+    owner.batch_execute("ALTER TABLE orders RENAME TO bills").await.unwrap();
+    stage.events(&feed("earliest"), begins(3)).await;
+    assert_eq!(rows().await, told(3, "bills"));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_capture_says_which_one_to_ask() {
+    let stage = Stage::governed().await;
+    stage.insert(&stage.source, 1..=1).await;
+    stage.events_until(1).await;
+    let other = Server::start(&stage.registry.url("postgres")).await;
+    let asked = other.client().get(other.at(&feed("snapshot"))).send().await.unwrap();
+    assert_eq!(asked.status(), 503);
+    let said = asked.text().await.unwrap();
+    let who = format!("cadastre capture {}@", stage.server.pid());
+    assert!(said.contains(&who) && said.contains("ask that one"), "{said}");
+    // History is everybody's.
+    let path = "/v1/feed?datasets=shop.public.orders&after=earliest&until=now";
+    let history = other.client().get(other.at(path)).send().await.unwrap();
+    assert_eq!(history.status(), 200);
+    assert!(history.text().await.unwrap().contains("\"after\":{\"id\":1,"));
+}
