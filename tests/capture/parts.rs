@@ -264,7 +264,6 @@ async fn a_transaction_far_larger_than_the_memory_for_it_goes_through() {
     written.unwrap();
     assert_eq!(changes, ROWS + 2);
     assert_eq!(metric(&server, spilled).await - before, 1.0, "it is received once");
-    assert_eq!(metric(&server, "cadastre_capture_interruptions_total").await, 0.0);
     let taken = (peak_kib(&server) - idle) / 1024;
     assert!(bytes > 120 << 20, "{} MiB", bytes >> 20);
     assert!(taken < 90, "{taken} MiB for {} MiB of changes", bytes >> 20);
