@@ -144,11 +144,16 @@ impl Delivery {
     }
 
     /// The events as server-sent events, whose id is the position: `id: POSITION`,
-    /// `event: change` (or another [`Op::event`], or `snapshot`), `data: {…}`, an empty line.
+    /// `event: change` (or another [`Op::event`], or `snapshot`), `data: {…}`, an empty line. Written
+    /// once for all subscribers that want the same.
     pub fn sse(&self) -> Bytes {
         match &self.changes {
-            Changes::Shared { slice, ops, .. } => sse(&wanted(slice, *ops)),
-            Changes::Own(own) => sse(&borrowed(own)),
+            Changes::Shared { slice, ops, whole } => {
+                let write = || sse(&wanted(slice, *ops));
+                let shared = if *whole { slice.in_form(write) } else { None };
+                shared.unwrap_or_else(|| write().into())
+            }
+            Changes::Own(own) => sse(&borrowed(own)).into(),
             Changes::Snapshot(events) => {
                 let size =
                     |event: &Event| AROUND + event.id.len() + event.name.len() + event.json.len();
@@ -198,7 +203,7 @@ fn lines<'a>(events: &(impl Iterator<Item = &'a [u8]> + Clone)) -> Bytes {
 /// Bytes of a server-sent event besides its id, name and data.
 const AROUND: usize = b"id: \nevent: \ndata: \n\n".len();
 
-fn sse<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -> Bytes {
+fn sse<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -> Vec<u8> {
     let size = |(_, op, json): (Position, Op, &[u8])| {
         AROUND + POSITION_BYTES + op.event().len() + json.len()
     };
@@ -206,7 +211,7 @@ fn sse<'a>(changes: &(impl Iterator<Item = (Position, Op, &'a [u8])> + Clone)) -
     for (position, op, json) in changes.clone() {
         write_sse(&position_text(position), op.event(), json, &mut out);
     }
-    out.into()
+    out
 }
 
 /// One server-sent event.

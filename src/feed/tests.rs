@@ -241,9 +241,20 @@ async fn events_carry_their_position_and_lines_are_not_copied() {
         "id: 01-00000000000003E8-00000001\nevent: change\ndata: {\"n\":1}\n\n\
          id: 01-00000000000003E8-00000002\nevent: change\ndata: {\"n\":2}\n\n"
     );
+    let first = delivery.sse();
+    let mut beside =
+        fixture.open(&["shop.public.orders"], After::Position(position(0))).await.unwrap();
+    let second = next(&mut beside).await.sse();
+    assert_eq!(second.as_ptr(), first.as_ptr(), "written once for all subscribers");
     let mut resumed =
         fixture.open(&["shop.public.orders"], After::Position(position(1))).await.unwrap();
-    assert_eq!(next(&mut resumed).await.ndjson(), "{\"n\":2}\n");
+    let delivery = next(&mut resumed).await;
+    assert_eq!(delivery.ndjson(), "{\"n\":2}\n");
+    assert_eq!(
+        delivery.sse(),
+        "id: 01-00000000000003E8-00000002\nevent: change\ndata: {\"n\":2}\n\n"
+    );
+    assert!(second.ends_with(&delivery.sse()), "what another wants less of stays as it is");
 }
 
 #[tokio::test]

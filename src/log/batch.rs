@@ -13,9 +13,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::key::KeyColumns;
@@ -42,6 +43,35 @@ pub struct Batch {
     datasets: Vec<DatasetId>,
     data: Bytes,
     hints: Hints,
+    form: Form,
+}
+
+/// Some of a batch in a form other than lines, shared by all who read it so at a time, and kept no
+/// longer than any of them needs it.
+#[derive(Debug, Default)]
+struct Form(Mutex<Option<Written>>);
+
+/// What was written last.
+#[derive(Debug)]
+struct Written {
+    range: Range<usize>,
+    text: Weak<Vec<u8>>,
+}
+
+/// A copy of a batch has its own readers.
+impl Clone for Form {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+/// What a reader holds of a form.
+struct Held(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Batches are equal that have the same changes; what was noted beside them is not kept for ever.
@@ -95,7 +125,8 @@ impl Batch {
         let mut datasets: Vec<_> = entries.iter().map(|entry| entry.dataset).collect();
         datasets.sort_unstable();
         datasets.dedup();
-        Ok(Self { entries, datasets, data, hints: Hints::default() })
+        let (hints, form) = (Hints::default(), Form::default());
+        Ok(Self { entries, datasets, data, hints, form })
     }
 
     /// How many changes there are.
@@ -160,6 +191,19 @@ impl Batch {
     pub fn entry(&self, index: usize) -> Option<(Entry, Bytes)> {
         let entry = self.entries.get(index)?;
         Some((*entry, self.data.slice(self.start(index)..entry.end - 1)))
+    }
+
+    /// The changes in `range` as `write` writes them, which has to give every reader the same: who
+    /// asks while another reader still has them gets the same memory.
+    pub(super) fn in_form(&self, range: Range<usize>, write: impl FnOnce() -> Vec<u8>) -> Bytes {
+        let mut form = self.form.0.lock();
+        let shared = form.as_ref().filter(|written| written.range == range);
+        let text = shared.and_then(|written| written.text.upgrade()).unwrap_or_else(|| {
+            let text = Arc::new(write());
+            *form = Some(Written { range, text: Arc::downgrade(&text) });
+            text
+        });
+        Bytes::from_owner(Held(text))
     }
 
     /// The batch as one chunk: compressed, checksummed.
@@ -347,6 +391,7 @@ impl BatchBuilder {
             datasets: self.datasets.as_slice().into(),
             data: Bytes::copy_from_slice(&self.data),
             hints: std::mem::take(&mut self.hints),
+            form: Form::default(),
         };
         self.entries.clear();
         self.datasets.clear();

@@ -300,6 +300,12 @@ impl Slice {
         self.all_match.then(|| self.batch.lines(self.range.clone()))
     }
 
+    /// The changes in another form, when no unwanted one lies between them: as `write` writes them,
+    /// which has to give every reader the same. It is done once for all who read at a time.
+    pub fn in_form(&self, write: impl FnOnce() -> Vec<u8>) -> Option<Bytes> {
+        self.all_match.then(|| self.batch.in_form(self.range.clone(), write))
+    }
+
     /// Position of the last change.
     pub fn last(&self) -> Position {
         let last = self.range.end.saturating_sub(1);

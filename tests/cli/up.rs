@@ -7,10 +7,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpListener;
-use tokio::process::{Child, ChildStdout};
+use tokio::process::{Child, ChildStdout, Command};
 
 use super::{Ran, bare, run};
-use crate::support::{Cluster, Server, WAIT, data_dir};
+use crate::support::{Cluster, Server, WAIT, cadastre_bin, data_dir};
 
 /// A server with a private PostgreSQL, its base URL, and the rest of its output.
 async fn private(dir: &Path) -> (Child, String, BufReader<ChildStdout>) {
@@ -49,6 +49,33 @@ async fn a_newcomer_needs_neither_database_nor_token() {
     assert_eq!(more, "", "the URL is all it prints");
     let pid_file = dir.path().join(".cadastre/postgres/postmaster.pid");
     assert!(!pid_file.exists(), "the private PostgreSQL has ended, too");
+}
+
+#[tokio::test]
+async fn it_opens_as_many_files_as_the_system_allows_whatever_the_shell_does() {
+    let cluster = Cluster::start().await;
+    cluster.create_database("registry").await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", "ulimit -Sn 256 && exec \"$0\" up --listen 127.0.0.1:0"])
+        .arg(cadastre_bin())
+        .env("CADASTRE_DATABASE_URL", cluster.url("registry"))
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let mut child = shell.spawn().expect("start the server");
+    let mut stdout = BufReader::new(child.stdout.take().expect("its output is piped"));
+    let mut url = String::new();
+    let read = tokio::time::timeout(WAIT, stdout.read_line(&mut url)).await;
+    read.expect("the server starts in time").expect("read its URL");
+    let limits = format!("/proc/{}/limits", child.id().expect("it runs"));
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let [soft, hard] = [0, 1].map(|nth| files.split_whitespace().nth(nth).unwrap());
+    assert_eq!(soft, hard, "{files}");
+    assert_ne!(soft, "256", "{files}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
