@@ -1,23 +1,7 @@
--- Roles, schema and tables that the guard stands on, in each source. Run as superuser; idempotent.
---
---   cadastre         owns everything here; nobody logs in as it
---   cadastre_nobody  has no members, so that membership of it shows a superuser, who passes
---                    every test of roles
+-- Schemas and tables that the guard stands on, in each source. Run as a superuser or as a member of
+-- cadastre; idempotent.
 --
 -- Row changes here are made by Cadastre alone; anyone may read which table is whose.
-
-DO $$
-BEGIN
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'cadastre') THEN
-    CREATE ROLE cadastre NOLOGIN;
-  END IF;
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'cadastre_nobody') THEN
-    CREATE ROLE cadastre_nobody NOLOGIN;
-  END IF;
-EXCEPTION
-  -- Another source of the same cluster is being set up at the same time.
-  WHEN duplicate_object OR unique_violation THEN NULL;
-END $$;
 
 CREATE SCHEMA IF NOT EXISTS cadastre AUTHORIZATION cadastre;
 GRANT USAGE ON SCHEMA cadastre TO PUBLIC;
@@ -69,7 +53,8 @@ GRANT SELECT ON cadastre.installing TO PUBLIC;
 CREATE TABLE IF NOT EXISTS cadastre.taken (function text PRIMARY KEY);
 ALTER TABLE cadastre.taken OWNER TO cadastre;
 
--- Whoever can emit logical messages could put words into the guard's mouth.
+-- Whoever can emit logical messages could put words into the guard's mouth. Only a superuser can take
+-- that from everybody; where none did, it is a finding.
 DO $$
 DECLARE f record;
 BEGIN
@@ -78,6 +63,7 @@ BEGIN
         SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0) AS open
     FROM pg_catalog.pg_proc p
     WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
+      AND pg_has_role(p.proowner, 'USAGE')
   LOOP
     IF f.open THEN
       INSERT INTO cadastre.taken VALUES (f.name::text) ON CONFLICT DO NOTHING;

@@ -508,12 +508,21 @@ BEGIN
   FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'cadastre'::regnamespace LOOP
     EXECUTE format('ALTER FUNCTION %s OWNER TO cadastre', f);
   END LOOP;
+END $$;
+
+-- Event triggers take a superuser. Where Cadastre is none and none has made them, everything else
+-- stands without them: docs/privileges.md says what is lost.
+DO $$
+BEGIN
   IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'cadastre_ddl') THEN
     CREATE EVENT TRIGGER cadastre_ddl ON ddl_command_end EXECUTE FUNCTION cadastre.ddl_guard();
   END IF;
   IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'cadastre_drop') THEN
     CREATE EVENT TRIGGER cadastre_drop ON sql_drop EXECUTE FUNCTION cadastre.ddl_guard();
   END IF;
-  ALTER EVENT TRIGGER cadastre_ddl ENABLE ALWAYS;
-  ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS;
+  IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname IN ('cadastre_ddl', 'cadastre_drop') AND evtenabled <> 'A') THEN
+    ALTER EVENT TRIGGER cadastre_ddl ENABLE ALWAYS;
+    ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS;
+  END IF;
+EXCEPTION WHEN insufficient_privilege THEN NULL;
 END $$;

@@ -11,12 +11,15 @@
 -- run as that role; REFERENCES and SELECT, which change no row; what pg_write_all_data gives, which
 -- no table can refuse. The guard still answers those. `cadastre doctor` lists who is left.
 --
+-- Whoever may break glass for a time has meanwhile, itself, what was taken from it. The guard ends that
+-- on time; the next comparison takes the privileges.
+--
 -- These functions run as whoever installs guards, with that role's rights, and are of use to nobody
 -- else: the record of what was taken is written by Cadastre alone.
 
 CREATE TABLE IF NOT EXISTS cadastre.privilege (
   dataset   text NOT NULL,
-  -- True: taken, to be given back. False: granted to the owner's role instead, to be taken back.
+  -- True: taken, to be given back. False: granted to a role instead, to be taken back.
   taken     boolean NOT NULL,
   relid     oid NOT NULL,
   -- The column; 0 for the whole.
@@ -84,7 +87,9 @@ CREATE OR REPLACE FUNCTION cadastre.privilege_sql(
     AND (grantee = 0 OR r.rolname IS NOT NULL)
 $$;
 
--- Runs it as the role that granted; as the PostgreSQL owner where that is the same.
+-- Runs it as the role that granted; as the PostgreSQL owner where that is the same, or where that role
+-- is out of reach: revoking with CASCADE from whom the owner granted takes that back as well, and what
+-- is given back is then the owner's grant.
 CREATE OR REPLACE FUNCTION cadastre.as_grantor(rel oid, grantor oid, statement text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -95,7 +100,7 @@ BEGIN
     RETURN;
   END IF;
   IF (SELECT pg_has_role(grantor, relowner, 'USAGE') FROM pg_class WHERE oid = rel) IS NOT FALSE
-     OR NOT EXISTS (SELECT FROM pg_roles WHERE oid = grantor) THEN
+     OR NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = grantor AND pg_has_role(r.oid, 'MEMBER')) THEN
     EXECUTE statement;
     RETURN;
   END IF;
@@ -114,6 +119,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   FROM pg_class c WHERE c.oid = rel
 $$;
 
+-- Whether a role may write a dataset: the owner's, or one that breaks glass for now.
+CREATE OR REPLACE FUNCTION cadastre.may_write(d cadastre.dataset, role oid) RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT role <> 0 AND (pg_has_role(role, d.owner_role, 'USAGE')
+    OR coalesce(cadastre.breaks_glass(d.name, (SELECT rolname FROM pg_roles WHERE oid = role)), false))
+$$;
+
 -- Takes from others what they can write a part of a dataset with, or all of it from its root on, and
 -- remembers it. Twice is as good as once.
 CREATE OR REPLACE FUNCTION cadastre.take(root oid, part oid) RETURNS boolean
@@ -128,7 +140,7 @@ BEGIN
   SELECT array_agg(ROW(d.name, true, w.*)::cadastre.privilege) INTO before FROM cadastre.writers(part) w;
   IF NOT EXISTS (
     SELECT FROM unnest(before) w
-    WHERE w.grantee = 0 OR NOT pg_has_role(w.grantee, d.owner_role, 'USAGE')) THEN
+    WHERE NOT cadastre.may_write(d, w.grantee)) THEN
     RETURN false;
   END IF;
   SELECT array_agg(ROW(d.name, false, x.relid, x.attnum, x.privilege, 0, r.oid, false)::cadastre.privilege) INTO held
@@ -138,7 +150,7 @@ BEGIN
 
   FOR e IN
     SELECT * FROM unnest(before) w
-    WHERE w.grantee = 0 OR NOT pg_has_role(w.grantee, d.owner_role, 'USAGE')
+    WHERE NOT cadastre.may_write(d, w.grantee)
     ORDER BY w.relid, w.attnum, w.privilege, w.grantee
   LOOP
     PERFORM cadastre.as_grantor(e.relid, e.grantor,
@@ -163,7 +175,32 @@ BEGIN
     VALUES (d.name, false, e.relid, e.attnum, e.privilege, e.relowner, e.grantee, false)
     ON CONFLICT DO NOTHING;
   END LOOP;
+  PERFORM cadastre.lend(d);
   RETURN true;
+END $$;
+
+-- Grants what was taken to those who may break glass for now, as far as they had it.
+CREATE OR REPLACE FUNCTION cadastre.lend(d cadastre.dataset) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE e record;
+BEGIN
+  FOR e IN
+    SELECT DISTINCT p.relid, p.attnum, p.privilege, m.oid AS grantee, c.relowner
+    FROM cadastre.break_glass b JOIN cadastre.service s ON s.name = b.service
+    JOIN pg_auth_members a ON a.roleid = s.group_role JOIN pg_roles m ON m.oid = a.member
+    JOIN cadastre.privilege p ON p.dataset = d.name AND p.taken
+      AND CASE p.grantee WHEN 0 THEN true ELSE pg_has_role(m.oid, p.grantee, 'USAGE') END
+    JOIN pg_class c ON c.oid = p.relid
+    WHERE b.dataset = d.name AND clock_timestamp() < b.expires_at
+      AND NOT m.rolsuper AND pg_has_role(m.oid, s.group_role, 'USAGE')
+      AND NOT cadastre.holds(m.oid, p.relid, p.attnum, p.privilege)
+    ORDER BY 1, 2, 3, 4
+  LOOP
+    EXECUTE cadastre.privilege_sql('GRANT', e.relid, e.attnum, e.privilege, e.grantee, '');
+    INSERT INTO cadastre.privilege
+    VALUES (d.name, false, e.relid, e.attnum, e.privilege, e.relowner, e.grantee, false)
+    ON CONFLICT DO NOTHING;
+  END LOOP;
 END $$;
 
 -- Gives back what was taken for a dataset, and takes back what was granted instead.
@@ -210,7 +247,7 @@ BEGIN
 END $$;
 
 -- Makes privileges what the dataset's mode and owner say: anew when roles have come to a service or
--- left it. Returns whether that took a change.
+-- left it, or when others may break glass. Returns whether that took a change.
 CREATE OR REPLACE FUNCTION cadastre.keep_privileges(root oid, anew boolean) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -219,9 +256,10 @@ DECLARE
 BEGIN
   SELECT * INTO STRICT d FROM cadastre.dataset WHERE relid = root;
   IF d.mode <> 'lockdown' OR anew OR EXISTS (
-    -- The owner is another since.
+    -- The owner is another since, or a time to break glass is over.
     SELECT FROM cadastre.privilege p JOIN pg_roles r ON r.oid = p.grantee
-    WHERE p.dataset = d.name AND p.taken = pg_has_role(r.oid, d.owner_role, 'USAGE')
+    WHERE p.dataset = d.name
+      AND CASE WHEN p.taken THEN pg_has_role(r.oid, d.owner_role, 'USAGE') ELSE NOT cadastre.may_write(d, r.oid) END
       -- What CASCADE took from the owner's it has by other ways.
       AND NOT (p.taken AND EXISTS (
         SELECT FROM cadastre.privilege q WHERE q.dataset = d.name AND q.taken AND q.grantee = p.grantor))) THEN
@@ -239,10 +277,9 @@ BEGIN
   FOR f IN
     SELECT p.oid FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'cadastre'::regnamespace
-      AND p.proname IN ('parts_of', 'writers', 'privilege_sql', 'as_grantor', 'holds', 'take', 'give_back', 'keep_privileges')
+      AND p.proname IN ('parts_of', 'writers', 'may_write', 'lend', 'privilege_sql', 'as_grantor', 'holds', 'take', 'give_back', 'keep_privileges')
   LOOP
     EXECUTE format('ALTER FUNCTION %s OWNER TO cadastre', f);
     EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO CURRENT_USER', f);
   END LOOP;
 END $$;

@@ -15,6 +15,7 @@ mod signal;
 mod adopt;
 mod apply;
 mod audit;
+mod break_glass;
 mod check;
 mod demo;
 mod doctor;
@@ -68,6 +69,7 @@ enum Command {
     Token(token::TokenCommand),
     Subscription(subscription::Subscription),
     Transfer(transfer::TransferCommand),
+    BreakGlass(break_glass::BreakGlass),
     Schema(schema::Schema),
 }
 
@@ -120,6 +122,7 @@ fn execute(command: Command) -> Result<(), Error> {
             Command::Token(command) => token::run(command).await,
             Command::Subscription(command) => subscription::run(command).await,
             Command::Transfer(command) => transfer::run(command).await,
+            Command::BreakGlass(command) => break_glass::run(command).await,
             Command::Schema(command) => schema::run(&command),
         }
     });

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::error::Error;
 use super::output;
+use crate::vocab::RoleName;
 use crate::{api, capture, feed, guard, log};
 
 /// Prints a part of what others build against, or writes all of it.
@@ -17,6 +18,12 @@ pub(crate) struct Schema {
     /// Write every file below this directory instead.
     #[arg(long, value_name = "DIR", conflicts_with = "part")]
     write: Option<PathBuf>,
+    /// With bootstrap: the role that Cadastre is to connect as.
+    #[arg(long, value_name = "ROLE", required_if_eq("part", "bootstrap"))]
+    role: Option<RoleName>,
+    /// With bootstrap: a role that owns tables which are to be governed; may be repeated.
+    #[arg(long, value_name = "ROLE", requires = "role")]
+    owner: Vec<RoleName>,
 }
 
 /// A part of the schema directory.
@@ -30,11 +37,18 @@ enum Part {
     Events,
     /// What is installed into a source.
     Guard,
+    /// What a superuser runs once in a source, so that Cadastre's role there need not be one.
+    Bootstrap,
 }
 
 /// Runs the command.
 pub(crate) fn run(command: &Schema) -> Result<(), Error> {
     match (&command.write, command.part) {
+        (None, Some(Part::Bootstrap)) => {
+            let role = command.role.as_ref();
+            let role = role.ok_or_else(|| Error::Usage("name the role: --role ROLE".to_owned()))?;
+            output::text(&guard::bootstrap(role, &command.owner))
+        }
         (Some(dir), _) => Part::value_variants().iter().try_for_each(|part| write(dir, *part)),
         (None, Some(part)) => {
             let files = files(part);
@@ -61,6 +75,8 @@ fn files(part: Part) -> Vec<(String, String)> {
         Part::Guard => {
             guard::SCHEMA.iter().map(|(name, text)| file(&format!("guard/{name}"), text)).collect()
         }
+        // It depends on whom it is for.
+        Part::Bootstrap => Vec::new(),
     }
 }
 

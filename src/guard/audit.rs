@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
-use super::preflight;
+use super::{preflight, privilege};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{NewFinding, Question, Severity, TableWriter, UNOWNED};
 use crate::vocab::{DatasetName, Mode, SourceName, limits};
 
+/// A promise that does not hold for want of event triggers.
+const CAPABILITY_LOST: &str = "capability_lost";
 /// A table that nobody has registered.
 const TABLE_UNOWNED: &str = "table_unowned";
 /// A dataset whose owner is not decided.
@@ -66,6 +68,12 @@ pub(super) async fn look(
     let mut found = Vec::new();
     if wanted.datasets.is_empty() {
         return Ok(found);
+    }
+    if let Some((lost, mend)) = privilege::lost(client).await? {
+        found.extend(lost.iter().map(|(capability, without)| NewFinding {
+            mend: Some(mend.clone()),
+            ..fact(CAPABILITY_LOST, Severity::Warning, capability, *without, "event triggers")
+        }));
     }
     unowned(client, source, wanted, &mut found).await?;
     coupling(client, source, wanted, &mut found).await?;

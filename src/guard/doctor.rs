@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::desired::{Desired, Guarded};
 use super::locate::Located;
-use super::preflight;
+use super::{preflight, privilege};
 use crate::pg::{Connection, Error, quote_ident, quote_literal};
 use crate::vocab::{DatasetName, Mode, SourceName};
 
@@ -24,7 +24,6 @@ pub struct Need {
 /// The settings and the room that capture and guard need.
 const SERVER: &str = "
     SELECT current_setting('wal_level'),
-      (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), current_user::text,
       current_setting('max_replication_slots')::int
         - (SELECT count(*)::int FROM pg_replication_slots),
       current_setting('max_wal_senders')::int
@@ -32,8 +31,6 @@ const SERVER: &str = "
       NOT EXISTS (
         SELECT FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
         WHERE p.proname = 'pg_logical_emit_message' AND a.grantee = 0),
-      (SELECT count(*)::int FROM pg_event_trigger
-        WHERE evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts') AND evtenabled = 'A'),
       (SELECT string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.oid) FROM pg_proc p
         WHERE p.proname = 'pg_logical_emit_message')";
 
@@ -48,7 +45,7 @@ const SLOT: &str = "
 const SHARED: &str = "
     SELECT m.rolname::text, string_agg(g.rolname::text, ', ' ORDER BY g.rolname)
     FROM pg_roles m JOIN pg_roles g ON g.rolname = ANY ($1) AND pg_has_role(m.oid, g.oid, 'USAGE')
-    WHERE m.rolcanlogin AND NOT m.rolsuper GROUP BY m.rolname HAVING count(*) > 1 ORDER BY 1";
+    WHERE m.rolcanlogin AND NOT m.rolsuper AND m.rolname <> current_user GROUP BY m.rolname HAVING count(*) > 1 ORDER BY 1";
 
 /// Whether the guard stands on a table and everything below, and the table is published.
 const GUARDED: &str = "
@@ -109,7 +106,10 @@ pub(super) async fn examine(
     source: &SourceName,
     desired: &Desired,
 ) -> Result<Vec<Need>, Error> {
+    let located = Located::load(client).await?;
     let mut needs = server(client).await?;
+    needs.extend(privilege::needs(client, source, desired, &located).await?);
+    needs.extend(commands(client).await?);
     needs.push(slot(client, source).await?);
     needs.extend(standbys(client, source).await?);
     for refusal in preflight::refusals(client, source, desired).await? {
@@ -138,7 +138,6 @@ pub(super) async fn examine(
             )),
         });
     }
-    let located = Located::load(client).await?;
     for (name, dataset) in &desired.datasets {
         let publication = source.publication();
         let at = located.of(name);
@@ -216,11 +215,9 @@ async fn privileges(
 async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
     let version = preflight::version(client).await?;
     let row = client.query_one(SERVER, &[]).await?;
-    let (wal_level, superuser, role): (String, bool, String) =
-        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let (slots, senders): (i32, i32) = (row.try_get(3)?, row.try_get(4)?);
-    let (emit_closed, event_triggers): (bool, i32) = (row.try_get(5)?, row.try_get(6)?);
-    let emitters: String = row.try_get(7)?;
+    let wal_level: String = row.try_get(0)?;
+    let (slots, senders): (i32, i32) = (row.try_get(1)?, row.try_get(2)?);
+    let (emit_closed, emitters): (bool, String) = (row.try_get(3)?, row.try_get(4)?);
     let need = |check: &str, ok: bool, found: String, mend: &str| Need {
         check: check.to_owned(),
         ok,
@@ -241,12 +238,6 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
             "ALTER SYSTEM SET wal_level = 'logical', then restart PostgreSQL",
         ),
         need(
-            "the declared role is a superuser",
-            superuser,
-            format!("{role} is {}", if superuser { "one" } else { "none" }),
-            &format!("ALTER ROLE {} SUPERUSER, or declare another role", quote_ident(&role)),
-        ),
-        need(
             "a replication slot is free or ours",
             slots > 0,
             format!("{slots} free"),
@@ -262,15 +253,7 @@ async fn server(client: &Connection) -> Result<Vec<Need>, Error> {
             "only the guard can emit logical messages",
             emit_closed,
             if emit_closed { "yes" } else { "anyone can" }.to_owned(),
-            &format!("REVOKE EXECUTE ON FUNCTION {emitters} FROM PUBLIC"),
-        ),
-        need(
-            "commands on governed tables are guarded",
-            event_triggers == 3,
-            format!("{event_triggers} of 3 event triggers stand"),
-            "installed with the first dataset; ALTER EVENT TRIGGER cadastre_ddl ENABLE ALWAYS; \
-             ALTER EVENT TRIGGER cadastre_drop ENABLE ALWAYS; \
-             ALTER EVENT TRIGGER cadastre_parts ENABLE ALWAYS",
+            &format!("as a superuser: REVOKE EXECUTE ON FUNCTION {emitters} FROM PUBLIC"),
         ),
     ])
 }
@@ -302,6 +285,31 @@ async fn standbys(client: &Connection, source: &SourceName) -> Result<Option<Nee
             )
         }),
     }))
+}
+
+/// Whether commands on governed tables are guarded; if they cannot be, what is lost, each by itself.
+async fn commands(client: &Connection) -> Result<Vec<Need>, Error> {
+    let (standing, _) = privilege::event_triggers(client).await?;
+    let lost = privilege::lost(client).await?;
+    let ok = standing == privilege::EVENT_TRIGGERS.len();
+    let mend = match &lost {
+        Some((_, mend)) => mend.clone(),
+        None => "installed with the first dataset, or within 30 s while the server runs".to_owned(),
+    };
+    let mut needs = vec![Need {
+        check: "commands on governed tables are guarded".to_owned(),
+        ok,
+        found: format!("{standing} of {} event triggers stand", privilege::EVENT_TRIGGERS.len()),
+        mend: (!ok).then_some(mend),
+    }];
+    let lost = lost.iter().flat_map(|(lost, _)| lost.iter());
+    needs.extend(lost.map(|(check, found)| Need {
+        check: (*check).to_owned(),
+        ok: false,
+        found: (*found).to_owned(),
+        mend: None,
+    }));
+    Ok(needs)
 }
 
 /// The slot and what it holds back.

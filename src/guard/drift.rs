@@ -12,16 +12,17 @@
 //! | somebody else may emit logical messages | error | where a dataset of the source is enforced, else reported |
 //! | something foreign in the guard's schema, a login that can act for two services, a table that is gone | warning, error | only reported |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::desired::Desired;
 pub(super) use super::finding_kind as kind;
 use super::locate::Located;
 use super::look::{Drift, Look, Reach, Repair};
-use super::{fingerprint, install};
+use super::privilege::Role;
+use super::{fingerprint, install, privilege, roles};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{Baseline, NewFinding, Question, Severity};
-use crate::vocab::{DatasetName, Mode, SourceName};
+use crate::vocab::{DatasetName, SourceName};
 
 /// The guard on each table below the wanted ones, where it is not as wanted.
 ///
@@ -63,7 +64,7 @@ const PRIVILEGES: &str = "
     SELECT d.name, string_agg(DISTINCT
       CASE w.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(w.grantee)::text END, ', ')
     FROM cadastre.dataset d CROSS JOIN cadastre.writers(d.relid) w
-    WHERE d.mode = 'lockdown' AND (w.grantee = 0 OR NOT pg_has_role(w.grantee, d.owner_role, 'USAGE'))
+    WHERE d.mode = 'lockdown' AND NOT cadastre.may_write(d, w.grantee)
     GROUP BY 1 ORDER BY 1";
 
 /// Wanted datasets without a table.
@@ -91,28 +92,6 @@ const NOTED: &str = "
     WHERE (d.name, d.owner, d.owner_role::text, d.mode)
       IS DISTINCT FROM (w.dataset, w.owner, w.owner_role, w.mode)
     ORDER BY 1";
-
-/// Members of the services' roles and of the guard's own.
-const MEMBERS: &str = "
-    SELECT g.rolname::text, m.rolname::text FROM pg_auth_members a
-    JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
-    WHERE g.rolname = ANY ($1::text[]) AND m.rolname <> $2 ORDER BY 1, 2";
-
-/// Logins that can act for more than one service.
-const SHARED: &str = "
-    SELECT m.rolname::text, array_agg(g.rolname::text ORDER BY g.rolname)
-    FROM pg_roles m JOIN pg_roles g ON g.rolname = ANY ($1::text[]) AND pg_has_role(m.oid, g.oid, 'MEMBER')
-    WHERE m.rolcanlogin AND NOT m.rolsuper AND m.rolname <> $2 GROUP BY m.rolname HAVING count(*) > 1 ORDER BY 1";
-
-/// Who else may emit logical messages.
-const EMITTERS: &str = "
-    SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END,
-      string_agg(p.oid::regprocedure::text, ', ' ORDER BY p.oid)
-    FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
-    WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
-      AND a.grantee <> p.proowner AND a.grantee <> coalesce(to_regrole('cadastre')::oid, 0)
-      AND a.privilege_type = 'EXECUTE'
-    GROUP BY 1 ORDER BY 1";
 
 /// The publication's options, as far as they differ from what it is made with.
 const PUBLICATION: &str = "
@@ -172,25 +151,26 @@ pub(super) async fn look(
     baseline: Option<&Baseline>,
 ) -> Result<Look, Error> {
     let at = fingerprint::wal_end(client).await?;
-    let user: String = client.query_one("SELECT current_user::text", &[]).await?.try_get(0)?;
+    let user = privilege::role(client).await?;
     let mut drifts = Vec::new();
     if !wanted.datasets.is_empty() || baseline.is_some() {
         let asked = Asked::new(source, wanted, &Located::load(client).await?);
-        let whole = objects(client, baseline, &mut drifts).await?;
+        let whole = objects(client, baseline, &user, &mut drifts).await?;
         guards(client, &asked, &mut drifts).await?;
         if whole {
             noted(client, source, &asked, &mut drifts).await?;
             privileges(client, &mut drifts).await?;
         }
-        emitters(client, wanted, &mut drifts).await?;
-        members(client, source, wanted, &user, &mut drifts).await?;
-        shared(client, source, wanted, &user, &mut drifts).await?;
+        roles::emitters(client, wanted, &user, &mut drifts).await?;
+        roles::members(client, source, wanted, &user, &mut drifts).await?;
+        roles::shared(client, source, wanted, &user, &mut drifts).await?;
         published(client, source, &asked, &mut drifts).await?;
     }
     Ok(Look::new(at, drifts))
 }
 
-fn finding(
+/// A finding about ownership.
+pub(super) fn finding(
     kind: &'static str,
     severity: Severity,
     object: impl Into<String>,
@@ -214,6 +194,7 @@ fn finding(
 async fn objects(
     client: &Connection,
     baseline: Option<&Baseline>,
+    user: &Role,
     drifts: &mut Vec<Drift>,
 ) -> Result<bool, Error> {
     let found = fingerprint::objects(client).await?;
@@ -244,11 +225,29 @@ async fn objects(
             Some(_) => (kind::OBJECT_ALTERED, "definition, owner or privileges differ"),
             None => (kind::OBJECT_MISSING, "gone"),
         };
-        let finding = finding(kind, Severity::Error, object, says, "as it was installed");
+        let mut finding = finding(kind, Severity::Error, object, says, "as it was installed");
+        let mut repair = Repair::Scripts;
+        if !user.superuser && (event || object.starts_with("role ")) {
+            finding.mend = Some(privilege::bootstrap_hint(&user.name));
+            repair = Repair::Nobody;
+        }
         // Event triggers guard definitions, not rows; but what they would have told of was not told.
-        drifts.push(Drift { finding, reach: Reach::Source, repair: Repair::Scripts });
+        drifts.push(Drift { finding, reach: Reach::Source, repair });
     }
-    for object in found.keys().filter(|object| !known.objects.contains_key(*object)) {
+    let ours = |object: &str| privilege::is_event_trigger(object);
+    let mut unknown: Vec<&String> =
+        found.keys().filter(|object| !known.objects.contains_key(*object)).collect();
+    // A superuser has made them since: from here on they are part of what stands. And what Cadastre
+    // could not make before, it makes once it is a superuser.
+    let made = unknown.extract_if(.., |object| ours(object)).count();
+    let makes = user.superuser && !known.objects.keys().any(|object| ours(object));
+    if made > 0 || makes {
+        let found = if made > 0 { "made since" } else { "not there" };
+        let finding =
+            finding(kind::EVENT_TRIGGER, Severity::Warning, "event triggers", found, "installed");
+        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Scripts });
+    }
+    for object in unknown {
         let mut finding = finding(
             kind::OBJECT_FOREIGN,
             Severity::Warning,
@@ -259,7 +258,9 @@ async fn objects(
         finding.mend = Some(drop_statement(object));
         drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
     }
-    Ok(there && found.contains_key("function cadastre.writers(root oid)"))
+    Ok(there
+        && found.contains_key("function cadastre.writers(root oid)")
+        && found.contains_key("function cadastre.may_write(d cadastre.dataset, role oid)"))
 }
 
 /// The statement that drops an object that is named by kind and name.
@@ -351,120 +352,6 @@ async fn privileges(client: &Connection, drifts: &mut Vec<Drift>) -> Result<(), 
         };
         // The guard still answers.
         drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
-    }
-    Ok(())
-}
-
-async fn emitters(
-    client: &Connection,
-    wanted: &Desired,
-    drifts: &mut Vec<Drift>,
-) -> Result<(), Error> {
-    let enforced = wanted.datasets.values().any(|dataset| dataset.mode != Mode::Observe);
-    for row in client.query(EMITTERS, &[]).await? {
-        let (grantee, functions): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        let quoted = if grantee == "PUBLIC" { grantee.clone() } else { quote_ident(&grantee) };
-        let finding = NewFinding {
-            mend: Some(format!("REVOKE EXECUTE ON FUNCTION {functions} FROM {quoted}")),
-            ..finding(
-                kind::EMIT_OPEN,
-                Severity::Error,
-                format!("pg_logical_emit_message for {grantee}"),
-                format!("{grantee} may execute it, and so name any writer"),
-                "only cadastre may",
-            )
-        };
-        let repair = if enforced { Repair::Scripts } else { Repair::Nobody };
-        drifts.push(Drift { finding, reach: Reach::Source, repair });
-    }
-    Ok(())
-}
-
-async fn members(
-    client: &Connection,
-    source: &SourceName,
-    wanted: &Desired,
-    user: &str,
-    drifts: &mut Vec<Drift>,
-) -> Result<(), Error> {
-    let mut expected: BTreeMap<String, (Option<&str>, BTreeSet<&str>)> = BTreeMap::new();
-    for (service, roles) in &wanted.roles {
-        let roles = roles.iter().map(crate::vocab::RoleName::as_str).collect();
-        expected.insert(source.owner_role(service), (Some(service.as_str()), roles));
-    }
-    for own in ["cadastre", "cadastre_nobody"] {
-        expected.insert(own.to_owned(), (None, BTreeSet::new()));
-    }
-    let groups: Vec<String> = expected.keys().cloned().collect();
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for row in client.query(MEMBERS, &[&groups, &user]).await? {
-        found.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
-    }
-    for (group, (service, expected)) in &expected {
-        let found = found.remove(group).unwrap_or_default();
-        for member in found.iter().filter(|member| !expected.contains(member.as_str())) {
-            let (role, quoted) = (quote_ident(group), quote_ident(member));
-            let finding = NewFinding {
-                mend: Some(format!("REVOKE {role} FROM {quoted}")),
-                ..finding(
-                    kind::MEMBERSHIP,
-                    Severity::Error,
-                    format!("role {member} in {group}"),
-                    "it is a member",
-                    "no such member is declared",
-                )
-            };
-            let (reach, repair) = match service {
-                Some(service) => (Reach::Owner((*service).to_owned()), Repair::Install),
-                None => (Reach::Source, Repair::Scripts),
-            };
-            drifts.push(Drift { finding, reach, repair });
-        }
-        for member in expected.iter().filter(|member| !found.contains(**member)) {
-            let (role, quoted) = (quote_ident(group), quote_ident(member));
-            let finding = NewFinding {
-                mend: Some(format!("GRANT {role} TO {quoted}")),
-                ..finding(
-                    kind::MEMBERSHIP,
-                    Severity::Warning,
-                    format!("role {member} in {group}"),
-                    "it is no member, so its writes do not count as its service's",
-                    "a member, as declared",
-                )
-            };
-            drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
-        }
-    }
-    Ok(())
-}
-
-async fn shared(
-    client: &Connection,
-    source: &SourceName,
-    wanted: &Desired,
-    user: &str,
-    drifts: &mut Vec<Drift>,
-) -> Result<(), Error> {
-    let groups: Vec<String> = wanted.roles.keys().map(|name| source.owner_role(name)).collect();
-    for row in client.query(SHARED, &[&groups, &user]).await? {
-        let (login, groups): (String, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
-        let prefix = format!("cadastre_{source}_");
-        let services: Vec<&str> =
-            groups.iter().map(|group| group.strip_prefix(&prefix).unwrap_or(group)).collect();
-        let finding = NewFinding {
-            mend: Some(format!(
-                "give each service a login of its own, and take the roles of all but one from {}",
-                quote_ident(&login)
-            )),
-            ..finding(
-                kind::ROLE_SHARED,
-                Severity::Warning,
-                format!("role {login}"),
-                format!("it can act for the services {}", services.join(", ")),
-                "a login serves one service",
-            )
-        };
-        drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Nobody });
     }
     Ok(())
 }

@@ -85,7 +85,6 @@ impl Governor {
             return Err(error);
         }
         Failpoint::GuardApply.hit();
-        Failpoint::GuardBeforeRegistry.hit();
         let revision = match self.registry.apply_decided(mutations, decided).await {
             Ok(revision) => revision,
             Err(error) => {
@@ -97,7 +96,6 @@ impl Governor {
         if prepared.is_empty() {
             return Ok(revision);
         }
-        Failpoint::GuardBeforeSource.hit();
         for source in &prepared {
             if let (Some((objects, at)), Some(registered)) =
                 (&source.objects, self.registry.snapshot().sources.get(&source.name))
@@ -113,7 +111,6 @@ impl Governor {
             self.within(&source.name, self.options.statement_timeout * 2, committing).await?;
             Failpoint::GuardApply.hit();
         }
-        Failpoint::GuardBeforeInstalled.hit();
         self.installed(&touched).await
     }
 
@@ -256,9 +253,10 @@ impl Governor {
         Ok(refusals)
     }
 
-    /// Publication and slot.
+    /// What is committed before the guards: roles of the cluster, publication and slot.
     async fn publish(&self, name: &SourceName, client: Connection) -> Result<Prepared, Error> {
         let fail = |cause| failed(name, cause);
+        install::shared_roles(&client).await.map_err(fail)?;
         ensure_publication(&client, name).await.map_err(fail)?;
         let deadline = Instant::now() + self.options.guard_patience;
         let slot_created = loop {
@@ -273,24 +271,14 @@ impl Governor {
     }
 
     /// In each source an open transaction with the guards in it.
+    ///
+    /// Locks are waited for in short turns, so that writers never queue for longer than one of them.
+    /// Where one is not to be had in its turn, all sources let go of theirs before the next.
     async fn prepare(
         &self,
         prepared: &mut [Prepared],
         sources: &BTreeMap<SourceName, Desired>,
     ) -> Result<(), Error> {
-        for source in prepared {
-            let name = source.name.clone();
-            if let Some(wanted) = sources.get(&name) {
-                let preparing = self.prepare_one(source, wanted);
-                self.within(&name, self.deadline(), preparing).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Locks are waited for in short turns, so that writers never queue for longer than one of them.
-    async fn prepare_one(&self, source: &mut Prepared, wanted: &Desired) -> Result<(), Error> {
-        let Prepared { name, client, objects, .. } = source;
         let deadline = Instant::now() + self.options.guard_patience;
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
@@ -299,26 +287,42 @@ impl Governor {
             .without_max_times()
             .build();
         loop {
-            let attempt = async {
-                install::begin(client, &self.options).await?;
-                install::install(client, name, wanted, Scripts::IfOutdated).await
-            };
-            let error = match attempt.await {
-                Ok(installed) => {
-                    *objects = installed.objects;
-                    return Ok(());
+            let mut locked = None;
+            for source in prepared.iter_mut() {
+                let name = source.name.clone();
+                let Some(wanted) = sources.get(&name) else { continue };
+                let preparing = self.prepare_one(source, wanted);
+                if !self.within(&name, self.deadline(), preparing).await? {
+                    locked = Some(name);
+                    break;
                 }
-                Err(error) => error,
-            };
-            if !error.is_lock_timeout() {
-                return Err(failed(name, error));
             }
+            let Some(source_name) = locked else { return Ok(()) };
             if Instant::now() >= deadline {
-                return Err(Error::Busy { source_name: name.clone() });
+                return Err(Error::Busy { source_name });
             }
-            let undone = client.batch_execute("ROLLBACK").await;
-            undone.map_err(|error| failed(name, error.into()))?;
+            for Prepared { name, client, .. } in prepared.iter() {
+                let undone = client.batch_execute("ROLLBACK").await;
+                undone.map_err(|error| failed(name, error.into()))?;
+            }
             tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
+        }
+    }
+
+    /// One turn in one source. Returns false when it did not get a lock.
+    async fn prepare_one(&self, source: &mut Prepared, wanted: &Desired) -> Result<bool, Error> {
+        let Prepared { name, client, objects, .. } = source;
+        let attempt = async {
+            install::begin(client, &self.options).await?;
+            install::install(client, name, wanted, Scripts::IfOutdated).await
+        };
+        match attempt.await {
+            Ok(installed) => {
+                *objects = installed.objects;
+                Ok(true)
+            }
+            Err(error) if error.is_lock_timeout() => Ok(false),
+            Err(error) => Err(failed(name, error)),
         }
     }
 

@@ -48,17 +48,25 @@ const PLACE: &str = "SELECT cadastre.place($1, $2, $3, $4::text::name, $5)";
 const PRIVILEGES: &str =
     "SELECT cadastre.keep_privileges(relid, $2) FROM cadastre.dataset WHERE name = $1";
 
-/// Members of a group role.
+/// The same for every dataset in lockdown; these commands are not an attempt.
+const FOLLOW: &str = "
+    INSERT INTO cadastre.installing VALUES (pg_current_xact_id());
+    SELECT cadastre.keep_privileges(relid, true) FROM cadastre.dataset WHERE mode = 'lockdown' ORDER BY name;
+    DELETE FROM cadastre.installing WHERE xid = pg_current_xact_id()";
+
+/// Members of a group role, but for whoever asks: it made the role, or was made its member to install
+/// guards.
 const MEMBERS: &str = "
     SELECT m.rolname::text FROM pg_auth_members a
     JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
-    WHERE g.rolname = $1";
+    WHERE g.rolname = $1 AND m.rolname <> current_user";
 
-/// Who granted a membership: from 16 on it is one for each grantor.
+/// Who granted a membership: from 16 on it is one for each grantor, and only those who have the
+/// grantor's rights can take it back.
 const GRANTORS: &str = "
     SELECT pg_get_userbyid(a.grantor)::text FROM pg_auth_members a
     JOIN pg_roles g ON g.oid = a.roleid JOIN pg_roles m ON m.oid = a.member
-    WHERE g.rolname = $1 AND m.rolname = $2";
+    WHERE g.rolname = $1 AND m.rolname = $2 AND pg_has_role(a.grantor, 'USAGE')";
 
 /// What the source notes about a dataset, if it is what is wanted.
 const NOTED: &str = "
@@ -80,8 +88,9 @@ const RESET: &str = "
       FOR x IN
         SELECT format('EVENT TRIGGER %I', e.evtname) AS object
         FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
-        WHERE p.pronamespace = to_regnamespace('cadastre')
-          OR e.evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts')
+        WHERE (p.pronamespace = to_regnamespace('cadastre')
+          OR e.evtname IN ('cadastre_ddl', 'cadastre_drop', 'cadastre_parts'))
+          AND pg_has_role(e.evtowner, 'USAGE')
       LOOP
         EXECUTE 'DROP ' || x.object;
       END LOOP;
@@ -100,6 +109,7 @@ const RESET: &str = "
         SELECT format('FUNCTION pg_catalog.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), a.grantee
         FROM pg_proc p, aclexplode(p.proacl) a
         WHERE p.proname = 'pg_logical_emit_message' AND a.grantee NOT IN (0, p.proowner)
+          AND pg_has_role(p.proowner, 'USAGE')
       LOOP
         EXECUTE format('REVOKE ALL ON %s FROM %s', x.object,
           CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END);
@@ -114,6 +124,8 @@ const RESET: &str = "
       FOR x IN
         SELECT r.rolname AS object FROM pg_roles r WHERE r.rolname IN ('cadastre', 'cadastre_nobody')
           AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolcanlogin OR r.rolreplication OR r.rolbypassrls)
+          -- Some of these are a superuser's to take.
+          AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
       LOOP
         EXECUTE format('ALTER ROLE %I NOSUPERUSER NOCREATEROLE NOCREATEDB NOLOGIN NOREPLICATION NOBYPASSRLS', x.object);
       END LOOP;
@@ -143,6 +155,12 @@ const SERVICE: &str = "
     SELECT oid, $2 FROM pg_roles WHERE rolname = $1
     ON CONFLICT (group_role) DO UPDATE SET name = excluded.name WHERE known.name <> excluded.name";
 
+/// Makes the roles that all sources of a cluster share, and commits: sources that are installed at the
+/// same time would else wait for each other.
+pub(super) async fn shared_roles(client: &Connection) -> Result<(), Error> {
+    Ok(client.batch_execute(SCHEMA[0].1).await?)
+}
+
 /// Begins the transaction and takes the lock on changes of guards.
 pub(super) async fn begin(client: &Connection, options: &PostgresOptions) -> Result<(), Error> {
     let timeout = options.guard_lock_timeout.as_millis();
@@ -162,17 +180,17 @@ pub(super) async fn install(
 ) -> Result<Installed, Error> {
     let objects = scripts(client, run).await?;
     client.batch_execute("INSERT INTO cadastre.installing VALUES (pg_current_xact_id())").await?;
-    let mut members_changed = false;
+    let mut writers_changed = false;
     for (service, wanted) in &desired.roles {
-        members_changed |= roles(client, source, service, wanted).await?;
+        writers_changed |= roles(client, source, service, wanted).await?;
     }
-    exceptions(client, source, desired).await?;
+    writers_changed |= exceptions(client, source, desired).await?;
     publication(client, source).await?;
     let located = Located::load(client).await?;
     let mut changed = Vec::new();
     for (name, dataset) in &desired.datasets {
         let placed = guard(client, source, name, &located.of(name), dataset).await?;
-        if privileges(client, name, members_changed).await? || placed {
+        if privileges(client, name, writers_changed).await? || placed {
             changed.push(name.clone());
         }
     }
@@ -279,23 +297,30 @@ async fn publication(client: &Connection, source: &SourceName) -> Result<(), Err
 }
 
 /// Others' privileges on a dataset, as its mode wants them: `anew` when roles have come to a service
-/// or left it. Returns whether that took a change.
+/// or left it, or others may break glass. Returns whether that took a change.
 async fn privileges(client: &Connection, name: &DatasetName, anew: bool) -> Result<bool, Error> {
     let row = client.query_opt(PRIVILEGES, &[&name.as_str(), &anew]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
 }
 
 /// Who may write another's dataset for a time, and whose group has no members any more: exactly as
-/// desired, in the transaction that is open.
+/// desired, in the transaction that is open. Returns whether it was not so.
 pub(super) async fn exceptions(
     client: &Connection,
     source: &SourceName,
     desired: &Desired,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    let mut changed = false;
     for service in &desired.retired {
-        no_members(client, source, service).await?;
+        changed |= no_members(client, source, service).await?;
     }
-    permits(client, &desired.permits).await
+    Ok(permits(client, &desired.permits).await? || changed)
+}
+
+/// Makes privileges follow exceptions that have changed, in the transaction that is open.
+pub(super) async fn exceptions_followed(client: &Connection) -> Result<(), Error> {
+    client.batch_execute(FOLLOW).await?;
+    Ok(())
 }
 
 /// Whether that is so already.
@@ -323,28 +348,30 @@ pub(super) async fn exceptions_stand(
 }
 
 /// Takes the members from the group role of a service that was retired, if it ever had one here.
+/// Returns whether there were any.
 async fn no_members(
     client: &Connection,
     source: &SourceName,
     service: &ServiceName,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let group = source.owner_role(service);
-    for row in client.query(MEMBERS, &[&group]).await? {
+    let members = client.query(MEMBERS, &[&group]).await?;
+    for row in &members {
         let member: String = row.try_get(0)?;
         revoke(client, &group, &member).await?;
     }
-    Ok(())
+    Ok(!members.is_empty())
 }
 
 /// Exactly these permissions to break glass. The guard itself ends them on time; here those that are
-/// over are only removed.
-async fn permits(client: &Connection, wanted: &BTreeMap<String, Permit>) -> Result<(), Error> {
+/// over are only removed. Returns whether it was not so.
+async fn permits(client: &Connection, wanted: &BTreeMap<String, Permit>) -> Result<bool, Error> {
     let ids: Vec<&str> = wanted.keys().map(String::as_str).collect();
     let remove = "DELETE FROM cadastre.break_glass WHERE id <> ALL ($1)";
-    client.execute(remove, &[&ids]).await?;
+    let mut changed = client.execute(remove, &[&ids]).await?;
     for (id, permit) in wanted {
         let Permit { dataset, service, reason, expires_at } = permit;
-        client
+        changed += client
             .execute(
                 "INSERT INTO cadastre.break_glass (id, dataset, service, reason, expires_at) \
                  VALUES ($1, $2, $3, $4, $5) ON CONFLICT (id) DO UPDATE SET \
@@ -355,7 +382,7 @@ async fn permits(client: &Connection, wanted: &BTreeMap<String, Permit>) -> Resu
             )
             .await?;
     }
-    Ok(())
+    Ok(changed > 0)
 }
 
 /// The guard of one dataset, on its table and everything below. Returns whether it was changed.

@@ -69,8 +69,18 @@ impl Look {
 
     /// The datasets whose writers nobody vouches for.
     pub(super) fn unguarded(&self, wanted: &Desired) -> BTreeSet<DatasetName> {
+        self.reached(wanted, |_| true)
+    }
+
+    /// Those of them where a person has to mend something first.
+    pub(super) fn given_up(&self, wanted: &Desired) -> BTreeSet<DatasetName> {
+        self.reached(wanted, |drift| drift.repair == Repair::Nobody)
+    }
+
+    /// Datasets that these differences leave unguarded.
+    fn reached(&self, wanted: &Desired, which: impl Fn(&Drift) -> bool) -> BTreeSet<DatasetName> {
         let mut unguarded = BTreeSet::new();
-        for drift in &self.drifts {
+        for drift in self.drifts.iter().filter(|drift| which(drift)) {
             let reached = |name: &DatasetName, owner: &str| match &drift.reach {
                 Reach::Nothing => false,
                 Reach::Dataset(dataset) => dataset == name,

@@ -36,7 +36,9 @@ mod leave;
 mod locate;
 mod look;
 mod preflight;
+mod privilege;
 mod reconcile;
+mod roles;
 mod turns;
 mod uninstall;
 
@@ -45,9 +47,11 @@ pub use doctor::Need;
 pub use drift::kind::ALL as DRIFT_KINDS;
 pub use error::{Error, Refusal};
 pub use governor::Governor;
+pub use privilege::bootstrap;
 
 /// The SQL that is installed into a source, in order, by file name.
-pub const SCHEMA: [(&str, &str); 7] = [
+pub const SCHEMA: [(&str, &str); 8] = [
+    ("00_roles.sql", include_str!("../../schema/guard/00_roles.sql")),
     ("01_base.sql", include_str!("../../schema/guard/01_base.sql")),
     ("02_note.sql", include_str!("../../schema/guard/02_note.sql")),
     ("03_guard.sql", include_str!("../../schema/guard/03_guard.sql")),

@@ -1,9 +1,9 @@
 //! What must hold in a source before anything is changed there: every obstacle, at once, with the
 //! statement that mends it.
 
-use super::Refusal;
 use super::desired::Desired;
 use super::locate::Located;
+use super::{Refusal, privilege};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::vocab::{DatasetName, SourceName};
 
@@ -37,6 +37,19 @@ const PARTITIONS: &str = "
       ELSE c.relreplident = 'f' END
     ORDER BY 1";
 
+/// Datasets whose tables lie below the table of another owner's dataset.
+const BELOW: &str = "
+    WITH RECURSIVE wanted AS (
+      SELECT w.*, c.oid, c.relispartition
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS w (dataset, nspname, relname, owner)
+      JOIN pg_namespace n USING (nspname) JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname),
+    up (dataset, oid) AS (
+      SELECT w.dataset, w.oid FROM wanted w
+      UNION SELECT up.dataset, i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
+    SELECT w.dataset, CASE WHEN w.relispartition THEN 'partition' ELSE 'child' END, w.owner, above.dataset, above.owner
+    FROM up JOIN wanted w USING (dataset) JOIN wanted above ON above.oid = up.oid
+    WHERE above.owner <> w.owner ORDER BY 1, 4";
+
 /// A role, as far as the guard can hold it.
 const ROLE: &str = "SELECT rolinherit FROM pg_roles WHERE rolname = $1";
 
@@ -50,6 +63,13 @@ pub(super) async fn refusals(
     desired: &Desired,
 ) -> Result<Vec<Refusal>, Error> {
     let mut found = server(client, source).await?;
+    let located = Located::load(client).await?;
+    let needs = privilege::needs(client, source, desired, &located).await?;
+    found.extend(privilege::missing(needs).map(|message| Refusal {
+        kind: "source",
+        name: source.to_string(),
+        message,
+    }));
     let version = version(client).await?;
     for (service, roles) in &desired.roles {
         for role in roles {
@@ -78,6 +98,32 @@ pub(super) async fn refusals(
             message,
         }));
     }
+    found.extend(below(client, desired, &located).await?);
+    Ok(found)
+}
+
+/// Partitions and children of another owner than the table they belong to.
+async fn below(
+    client: &Connection,
+    desired: &Desired,
+    located: &Located,
+) -> Result<Vec<Refusal>, Error> {
+    let at: Vec<_> = desired.datasets.keys().map(|name| located.of(name)).collect();
+    let names: Vec<&str> = desired.datasets.keys().map(DatasetName::as_str).collect();
+    let schemas: Vec<&str> = at.iter().map(|at| at.schema.as_str()).collect();
+    let tables: Vec<&str> = at.iter().map(|at| at.table.as_str()).collect();
+    let owners: Vec<&str> = desired.datasets.values().map(|it| it.owner.as_str()).collect();
+    let mut found = Vec::new();
+    for row in client.query(BELOW, &[&names, &schemas, &tables, &owners]).await? {
+        let (name, kind, owner): (String, &str, &str) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (above, its_owner): (&str, &str) = (row.try_get(3)?, row.try_get(4)?);
+        let message = format!(
+            "it is a {kind} of \"{above}\", which service \"{its_owner}\" owns and writes through that table, so \
+             that service \"{owner}\" cannot own it: declare one owner for both, or take it out of \"{above}\" first"
+        );
+        found.push(Refusal { kind: "dataset", name, message });
+    }
     Ok(found)
 }
 
@@ -91,12 +137,12 @@ pub(super) async fn version(client: &Connection) -> Result<i32, Error> {
 async fn server(client: &Connection, source: &SourceName) -> Result<Vec<Refusal>, Error> {
     let row = client
         .query_one(
-            "SELECT current_setting('server_version'), current_setting('wal_level'), rolsuper, \
-             pg_is_in_recovery() FROM pg_roles WHERE rolname = current_user",
+            "SELECT current_setting('server_version'), current_setting('wal_level'), \
+             pg_is_in_recovery()",
             &[],
         )
         .await?;
-    let (wal_level, superuser): (&str, bool) = (row.try_get(1)?, row.try_get(2)?);
+    let wal_level: &str = row.try_get(1)?;
     let mut messages = Vec::new();
     if !VERSIONS.contains(&version(client).await?) {
         messages.push(format!(
@@ -109,14 +155,7 @@ async fn server(client: &Connection, source: &SourceName) -> Result<Vec<Refusal>
             "wal_level is {wal_level}; expected logical: ALTER SYSTEM SET wal_level = 'logical', then restart"
         ));
     }
-    if !superuser {
-        messages.push(
-            "the declared role is not a superuser: installing guards needs event triggers and group \
-             roles, which take one"
-                .to_owned(),
-        );
-    }
-    if row.try_get(3)? {
+    if row.try_get(2)? {
         messages.push("this server is a standby: declare its primary".to_owned());
     }
     let refuse = |message| Refusal { kind: "source", name: source.to_string(), message };

@@ -27,6 +27,7 @@ use super::governor::{Governor, failed};
 use super::install::{self, Scripts};
 use super::locate::Located;
 use super::look::{Drift, Look, Repair};
+use super::privilege::is_event_trigger;
 use super::uninstall::{self, Progress};
 use super::{Error, audit, fingerprint, preflight};
 use crate::pg::{self, Connection, ensure_publication, quote_ident};
@@ -168,7 +169,11 @@ impl Governor {
         if !install::exceptions_stand(&client, name, wanted).await.map_err(fail)? {
             self.mend_exceptions(&client, &source).await.map_err(fail)?;
         }
-        let gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
+        let mut gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
+        gaps.retain({
+            let given_up = look.given_up(wanted);
+            move |dataset| !given_up.contains(dataset)
+        });
         let pending = self.pending(name);
         if !look.repairable() && pending.is_empty() && gaps.is_empty() {
             if look.unguarded(wanted).is_empty() && baseline.is_some() {
@@ -220,8 +225,10 @@ impl Governor {
         install::begin(client, &self.options).await?;
         let refreshed = self.registry.refresh().await;
         let (sources, _) = desired(&self.registry.snapshot(), &[]);
-        if let (Ok(_), Some(wanted)) = (refreshed, sources.get(&source.name)) {
-            install::exceptions(client, &source.name, wanted).await?;
+        if let (Ok(_), Some(wanted)) = (refreshed, sources.get(&source.name))
+            && install::exceptions(client, &source.name, wanted).await?
+        {
+            install::exceptions_followed(client).await?;
         }
         client.batch_execute("COMMIT").await?;
         Ok(())
@@ -323,6 +330,7 @@ impl Governor {
         let (objects, at) = installed.objects.unwrap_or_default();
         // What was foreign before is not made ours by running the scripts beside it, and a table or
         // a role is not redefined by them.
+        let own = |(object, digest): (&String, &String)| (object.clone(), digest.clone());
         let objects: BTreeMap<String, String> = match known {
             None => objects,
             Some(known) => known
@@ -334,6 +342,7 @@ impl Governor {
                     let now = if kept { Some(digest) } else { objects.get(object) };
                     Some((object.clone(), now?.clone()))
                 })
+                .chain(objects.iter().filter(|(object, _)| is_event_trigger(object)).map(own))
                 .collect(),
         };
         self.registry.baseline_put(source.id, &version, &objects, at).await?;

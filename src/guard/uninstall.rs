@@ -10,6 +10,7 @@
 //! one leaves everything as it was.
 
 use super::install::begin;
+use super::privilege;
 use crate::config::PostgresOptions;
 use crate::pg::{Connection, Error, quote_ident};
 use crate::task::Failpoint;
@@ -44,10 +45,10 @@ const NOTED: &str = "
       AND NOT t.tgisinternal AND t.tgnargs > 0
     ORDER BY 1";
 
-/// Event triggers that call into the guard.
+/// Event triggers that call into the guard. A superuser's go with the functions they call.
 const EVENT_TRIGGERS: &str = "
     SELECT e.evtname::text FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
-    WHERE p.pronamespace = to_regnamespace('cadastre')";
+    WHERE p.pronamespace = to_regnamespace('cadastre') AND pg_has_role(e.evtowner, 'USAGE')";
 
 /// Gives back what the installation took, and takes back what it gave.
 const GIVE_BACK: &str = "
@@ -57,6 +58,7 @@ const GIVE_BACK: &str = "
       FOR f IN
         SELECT p.oid::regprocedure AS name, p.oid FROM pg_proc p
         WHERE p.proname = 'pg_logical_emit_message' AND p.pronamespace = 'pg_catalog'::regnamespace
+          AND pg_has_role(p.proowner, 'USAGE')
       LOOP
         IF EXISTS (SELECT FROM cadastre.taken WHERE function = f.name::text) THEN
           EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', f.name);
@@ -73,6 +75,12 @@ const GROUPS: &str = "
     WHERE starts_with(rolname, $1) AND strpos(substr(rolname, length($1) + 1), '_') = 0
       AND NOT rolcanlogin
     ORDER BY 1";
+
+/// What is left where Cadastre's role is no superuser.
+const SUPERUSERS: &str = "what a superuser set up for role {role} is left; there, as a superuser: \
+    GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, bytea) TO PUBLIC, and of each other function \
+    of that name; DROP OWNED BY cadastre in each database; DROP ROLE cadastre, cadastre_nobody; \
+    and what role {role} was granted";
 
 /// How far it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,8 +256,12 @@ async fn roles(
             left.push(why);
         }
     }
-    // Another database of the cluster that still needs them has objects of the first.
-    if !others && drop_role(client, "cadastre").await?.is_ok() {
+    // What a superuser set up for another role is a superuser's to take down.
+    let role = privilege::role(client).await?;
+    if !others && !role.superuser {
+        left.push(SUPERUSERS.replace("{role}", &quote_ident(&role.name)));
+        // Another database of the cluster that still needs them has objects of the first.
+    } else if !others && drop_role(client, "cadastre").await?.is_ok() {
         Failpoint::GuardUninstall.hit();
         if let Err(why) = drop_role(client, "cadastre_nobody").await? {
             left.push(why);
@@ -263,6 +275,10 @@ async fn drop_role(client: &Connection, role: &str) -> Result<Result<(), String>
     let dropped = client.batch_execute(&format!("DROP ROLE IF EXISTS {}", quote_ident(role))).await;
     let Err(error) = dropped else { return Ok(Ok(())) };
     let error = Error::from(error);
+    if error.is_denied() {
+        let why = format!("role {role} is another role's to drop: DROP ROLE {}", quote_ident(role));
+        return Ok(Err(why));
+    }
     if error.is_dependent() {
         return Ok(Err(format!(
             "role {role} still has privileges or objects that somebody gave it: see \

@@ -158,6 +158,11 @@ impl Error {
         self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
+    /// Whether the role may not do that.
+    pub fn is_denied(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
     /// Whether other objects depend on what was to be dropped.
     pub fn is_dependent(&self) -> bool {
         self.sqlstate() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)

@@ -232,10 +232,12 @@ pub async fn ensure_slot(client: &Connection, name: &str) -> Result<SlotFound, E
             if [Some(&SqlState::QUERY_CANCELED), Some(&SqlState::LOCK_NOT_AVAILABLE)]
                 .contains(&error.code()) =>
         {
-            match client.query_opt(WRITING, &[]).await? {
-                Some(row) => Err(Error::SlotBlocked { slot: name.to_owned(), by: row.try_get(0)? }),
-                None => Err(error.into()),
-            }
+            // Whoever has written may be gone by now, or be hidden from this role.
+            let by = match client.query_opt(WRITING, &[]).await? {
+                Some(row) => row.try_get(0)?,
+                None => "a transaction that is not known any more".to_owned(),
+            };
+            Err(Error::SlotBlocked { slot: name.to_owned(), by })
         }
         other => {
             other?;

@@ -29,17 +29,11 @@ pub enum Failpoint {
     DeliverBeforeCursor,
     /// Rows of a snapshot are held, and where in it to go on; neither is committed.
     SnapshotBeforeStep,
-    /// New guards wait in a source for their commit; the registry does not know of them.
-    GuardBeforeRegistry,
-    /// The registry has committed; the source has not.
-    GuardBeforeSource,
-    /// Both have committed; the registry does not know that the source has.
-    GuardBeforeInstalled,
 }
 
 impl Failpoint {
     /// Every place.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 10] = [
         Self::GuardApply,
         Self::GuardUninstall,
         Self::CaptureSpill,
@@ -50,9 +44,6 @@ impl Failpoint {
         Self::DeliverAfterSend,
         Self::DeliverBeforeCursor,
         Self::SnapshotBeforeStep,
-        Self::GuardBeforeRegistry,
-        Self::GuardBeforeSource,
-        Self::GuardBeforeInstalled,
     ];
 
     /// Its name in `CADASTRE_FAILPOINTS`.
@@ -68,9 +59,6 @@ impl Failpoint {
             Self::DeliverAfterSend => "deliver.after_send",
             Self::DeliverBeforeCursor => "deliver.before_cursor",
             Self::SnapshotBeforeStep => "snapshot.before_step",
-            Self::GuardBeforeRegistry => "guard.before_registry",
-            Self::GuardBeforeSource => "guard.before_source",
-            Self::GuardBeforeInstalled => "guard.before_installed",
         }
     }
 

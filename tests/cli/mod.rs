@@ -2,6 +2,7 @@
 
 mod adopt;
 mod answers;
+mod break_glass;
 mod demo;
 mod history;
 mod manifest;

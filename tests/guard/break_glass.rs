@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Shop, rejected};
+use super::{Shop, refused, rejected};
 use crate::support::{WAIT, eventually};
 
 const INSERT: &str = "INSERT INTO orders (id) SELECT coalesce(max(id), 0) + 1 FROM orders";
@@ -130,4 +130,57 @@ async fn what_cannot_be_permitted_is_refused_with_what_can() {
     billing.batch_execute(INSERT).await.unwrap();
     let held = admin.query("SELECT id FROM cadastre.break_glass", &[]).await.unwrap();
     assert!(held.len() == 1 && held[0].get::<_, &str>(0) != "x");
+}
+
+#[tokio::test]
+async fn in_lockdown_a_permission_lends_what_was_taken_and_no_more_than_for_its_time() {
+    let mut shop = Shop::ungoverned_with(&["--guard-interval", "200ms"]).await;
+    let admin = shop.session("postgres").await;
+    // What it had by PUBLIC, and what it never had.
+    let grants = "REVOKE ALL ON orders FROM billing_app; GRANT SELECT, UPDATE ON orders TO billing_app; \
+                  GRANT INSERT ON orders TO PUBLIC";
+    admin.batch_execute(grants).await.unwrap();
+    let acl = async || {
+        let sql = "SELECT relacl::text FROM pg_class WHERE relname = 'orders'";
+        admin.query_one(sql, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let before = acl().await;
+    assert_eq!(shop.apply(&shop.manifest("lockdown")).await.0, 200);
+    let locked = acl().await;
+    let (billing, stranger) = (shop.session("billing_app").await, shop.session("stranger").await);
+    let update = "UPDATE orders SET status = 'x' WHERE id = 1";
+    for statement in [INSERT, update] {
+        assert!(refused(billing.batch_execute(statement).await).1.starts_with("permission denied"));
+    }
+    let granted = shop.break_glass(3_600).await;
+    assert_eq!(granted["userErrors"], json!([]), "{granted}");
+    billing.batch_execute(INSERT).await.unwrap();
+    billing.batch_execute(update).await.unwrap();
+    assert!(refused(billing.batch_execute("DELETE FROM orders").await).1.starts_with("permission"));
+    assert!(refused(stranger.batch_execute(update).await).1.starts_with("permission denied"));
+    let used = shop.violations(2).await;
+    assert!(used.iter().all(|it| it[0] == "break_glass" && it[3] == "billing"), "{used:?}");
+    // It stays, through every look, as long as it holds.
+    assert_eq!(shop.apply(&shop.manifest("lockdown")).await.0, 200);
+    billing.batch_execute(update).await.unwrap();
+
+    // Its time ends while nobody is there to take anything back: the guard answers then.
+    shop.server.kill().await;
+    let end = "UPDATE cadastre.break_glass SET expires_at = clock_timestamp()";
+    admin.batch_execute(end).await.unwrap();
+    rejected(update, billing.batch_execute(update).await);
+    let end = "UPDATE cadastre_registry.break_glass SET expires_at = granted_at + interval '1 microsecond'";
+    shop.cluster.connect("registry").await.batch_execute(end).await.unwrap();
+    shop.server.restart().await;
+    eventually(WAIT, async || (acl().await == locked).then_some(())).await;
+    assert!(refused(billing.batch_execute(update).await).1.starts_with("permission denied"));
+
+    // Taken back before its end, the privileges go with it.
+    let granted = shop.break_glass(3_600).await;
+    billing.batch_execute(update).await.unwrap();
+    let query = "mutation($id: ID!) { breakGlassRevoke(input: {id: $id}) { userErrors { code } } }";
+    shop.graphql(query, json!({ "id": granted["id"] })).await;
+    assert_eq!(acl().await, locked);
+    assert_eq!(shop.apply(&shop.manifest("enforce")).await.0, 200);
+    assert_eq!(acl().await, before);
 }

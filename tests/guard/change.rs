@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::uninstall::small_shop;
 use super::{Shop, rejected};
 use crate::support::{WAIT, eventually};
 
@@ -119,4 +120,78 @@ async fn a_guard_that_was_taken_away_comes_back_by_itself() {
         billing.batch_execute(update).await.err().map(drop)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_partition_has_the_owner_of_the_table_it_belongs_to() {
+    let shop = Shop::ungoverned().await;
+    let part = |owner: &str| {
+        format!("{}  shop.public.parts_low: {{ owner: {owner} }}\n", shop.manifest("enforce"))
+    };
+    let (status, answer) = shop.apply(&part("billing")).await;
+    assert_eq!(status, 422, "{answer}");
+    let told = "it is a partition of \\\"shop.public.parts\\\", which service \\\"orders\\\" owns";
+    assert!(answer.contains(told), "{answer}");
+    assert_eq!(shop.apply(&part("orders")).await.0, 200);
+    // Nor can one of them be handed over alone.
+    let alone = part("orders").replace("parts_low: { owner: orders", "parts_low: { owner: billing");
+    let (status, answer) = shop.apply(&alone).await;
+    assert_eq!(status, 422, "{answer}");
+    let insert = "INSERT INTO parts VALUES (3)";
+    rejected(insert, shop.session("billing_app").await.batch_execute(insert).await);
+    shop.session("orders_app").await.batch_execute(insert).await.unwrap();
+}
+
+#[tokio::test]
+async fn sources_of_one_cluster_come_in_one_manifest_and_hold_up_no_writers_meanwhile() {
+    let shop = small_shop().await;
+    let sources = ["ledger", "shop", "stock"];
+    for database in ["ledger", "stock"] {
+        shop.cluster.create_database(database).await;
+        let session = shop.cluster.connect(database).await;
+        let table = "CREATE TABLE orders (id int PRIMARY KEY, status text); \
+                     ALTER TABLE orders OWNER TO orders_app; GRANT ALL ON orders TO billing_app";
+        session.batch_execute(table).await.unwrap();
+    }
+    let mut manifest = "apiVersion: cadastre/v1\nsources:\n".to_owned();
+    for source in sources {
+        let url = shop.cluster.url(source);
+        manifest.push_str(&format!("  {source}: {{ url: \"{url}\" }}\n"));
+    }
+    let roles = sources.map(|source| format!("{source}: [orders_app]")).join(", ");
+    manifest.push_str(&format!("services:\n  orders: {{ roles: {{ {roles} }} }}\ndatasets:\n"));
+    for source in sources {
+        manifest
+            .push_str(&format!("  {source}.public.orders: {{ owner: orders, mode: enforce }}\n"));
+    }
+    // The last of them is locked for long, without holding up the slots. Meanwhile the others let go
+    // of their tables again and again.
+    let mut slow = shop.cluster.connect("stock").await;
+    let held = slow.transaction().await.unwrap();
+    held.batch_execute("LOCK TABLE orders IN ROW EXCLUSIVE MODE").await.unwrap();
+    let watch = shop.cluster.connect("postgres").await;
+    let writer = shop.cluster.connect_as("ledger", "orders_app").await;
+    writer.batch_execute("SET lock_timeout = '5s'").await.unwrap();
+    let release = async {
+        let mut turns = std::collections::BTreeSet::new();
+        while turns.len() < 4 {
+            let turn = eventually(WAIT, async || {
+                let sql = "SELECT xact_start::text FROM pg_stat_activity WHERE datname = 'stock'
+                    AND application_name = 'cadastre guard' AND wait_event_type = 'Lock'";
+                let waiting = watch.query(sql, &[]).await.unwrap();
+                waiting.first().map(|row| row.get::<_, String>(0))
+            })
+            .await;
+            turns.insert(turn);
+            let write = "INSERT INTO orders SELECT coalesce(max(id), 0) + 1 FROM orders";
+            writer.batch_execute(write).await.unwrap();
+        }
+        held.commit().await.unwrap();
+    };
+    let ((status, answer), ()) = tokio::join!(shop.apply(&manifest), release);
+    assert_eq!(status, 200, "{answer}");
+    for source in sources {
+        let intruder = shop.cluster.connect_as(source, "billing_app").await;
+        rejected(source, intruder.batch_execute("DELETE FROM orders").await);
+    }
 }

@@ -14,6 +14,7 @@ mod kinds;
 mod load;
 mod lockdown;
 mod matrix;
+mod privilege;
 mod routes;
 mod subscription;
 mod uninstall;
@@ -47,6 +48,8 @@ struct Shop {
     // Dropped in this order: the server goes before its database.
     server: Server,
     cluster: Cluster,
+    /// Whom Cadastre connects as.
+    role: &'static str,
 }
 
 impl Shop {
@@ -82,7 +85,7 @@ impl Shop {
         cluster.connect("shop").await.batch_execute(SETUP).await.unwrap();
         let args = [&["--guard-patience", "3s"], args].concat();
         let server = Server::start_with(&cluster.url("registry"), &args).await;
-        Self { server, cluster }
+        Self { server, cluster, role: "postgres" }
     }
 
     /// What [`Shop::governed`] declares.
@@ -100,7 +103,8 @@ impl Shop {
 
     /// The manifest's sources.
     fn source(&self) -> String {
-        format!("sources:\n  shop: {{ url: \"{}\" }}\n", self.cluster.url("shop"))
+        let url = self.cluster.url_as("shop", self.role);
+        format!("sources:\n  shop: {{ url: \"{url}\" }}\n")
     }
 
     /// Applies a manifest; the status and the answer.

@@ -3,6 +3,7 @@
 
 use cadastre::task::Failpoint;
 
+use super::load::Load;
 use super::{SETUP, Shop};
 use crate::support::{Cluster, Server, WAIT, eventually};
 
@@ -85,14 +86,15 @@ async fn what_somebody_granted_to_a_role_of_ours_is_not_taken_but_named() {
 }
 
 /// A small shop, so that every point of a crash is tried in little time.
-async fn small_shop() -> Shop {
+pub(super) async fn small_shop() -> Shop {
     let cluster = Cluster::start().await;
     cluster.create_database("registry").await;
     cluster.create_database("shop").await;
-    cluster.connect("shop").await.batch_execute(SETUP).await.unwrap();
+    let busy = "CREATE TABLE busy (id bigserial PRIMARY KEY); ALTER TABLE busy OWNER TO orders_app";
+    cluster.connect("shop").await.batch_execute(&format!("{SETUP}{busy}")).await.unwrap();
     let args = ["--guard-interval", "200ms", "--guard-patience", "20s"];
     let server = Server::start_with(&cluster.url("registry"), &args).await;
-    Shop { server, cluster }
+    Shop { server, cluster, role: "postgres" }
 }
 
 impl Shop {
@@ -100,16 +102,17 @@ impl Shop {
     fn small_manifest(&self, mode: &str) -> String {
         format!(
             "apiVersion: cadastre/v1\n{}services:\n  orders: {{ roles: {{ shop: [orders_app] }} }}\n\
-             datasets:\n  shop.public.orders: {{ owner: orders, mode: {mode} }}\n",
+             datasets:\n  shop.public.busy: {{ owner: orders, mode: {mode} }}\n",
             self.source()
         )
     }
 }
 
-#[tokio::test]
-async fn an_uninstallation_that_was_killed_anywhere_goes_on_by_itself() {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uninstallation_that_was_killed_anywhere_goes_on_by_itself_under_load() {
     let mut shop = small_shop().await;
     let before = shop.catalog().await;
+    let load = Load::begin(&shop).await;
     let mut deaths = 0;
     for count in 1.. {
         assert_eq!(shop.apply(&shop.small_manifest("enforce")).await.0, 200);
@@ -128,11 +131,13 @@ async fn an_uninstallation_that_was_killed_anywhere_goes_on_by_itself() {
         }
     }
     assert!(deaths >= 5, "{deaths} deaths");
+    load.end().await;
 }
 
-#[tokio::test]
-async fn an_installation_or_change_that_was_killed_anywhere_ends_the_same_when_done_again() {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_or_change_that_was_killed_anywhere_ends_the_same_under_load() {
     let mut shop = small_shop().await;
+    let load = Load::begin(&shop).await;
     // What it comes to when nothing happens in between.
     let mut expected = Vec::new();
     for mode in ["observe", "enforce"] {
@@ -168,4 +173,5 @@ async fn an_installation_or_change_that_was_killed_anywhere_ends_the_same_when_d
         }
     }
     assert!(deaths >= 6, "{deaths} deaths");
+    load.end().await;
 }

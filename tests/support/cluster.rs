@@ -69,6 +69,11 @@ impl Cluster {
         format!("postgresql://postgres@/{database}?host={}", socket_dir.display())
     }
 
+    /// The same as `role`, which needs no password.
+    pub(crate) fn url_as(&self, database: &str, role: &str) -> String {
+        self.url(database).replace("postgres@", &format!("{role}@"))
+    }
+
     /// The server's Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.data_dir.path().join("socket/.s.PGSQL.5432")
