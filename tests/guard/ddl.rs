@@ -120,7 +120,8 @@ const BLINDING: [(&str, &str, &str); 7] = [
 ];
 
 /// The modes, and what becomes of another service's command in each.
-const MODES: [(&str, &str); 2] = [("observe", "observed"), ("enforce", "rejected")];
+const MODES: [(&str, &str); 3] =
+    [("observe", "observed"), ("enforce", "rejected"), ("lockdown", "rejected")];
 
 fn manifest(shop: &Shop, mode: &str) -> String {
     format!(
