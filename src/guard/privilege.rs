@@ -225,6 +225,9 @@ BEGIN
     CREATE ROLE {login} LOGIN;
   END IF;
   EXECUTE format('GRANT CREATE ON DATABASE %I TO %I', current_database(), {literal});
+END $$;
+DO $$
+BEGIN
   -- It makes a group role for each service.
   IF NOT (SELECT rolcreaterole FROM pg_roles WHERE rolname = {literal}) THEN
     ALTER ROLE {login} CREATEROLE;
@@ -234,6 +237,7 @@ BEGIN
     ALTER ROLE {login} REPLICATION;
   END IF;
 EXCEPTION WHEN insufficient_privilege THEN
+  -- Of these two, what is left is said by cadastre doctor.
   RAISE NOTICE 'cadastre: % (a managed service has its own way, such as GRANT rds_replication)', SQLERRM;
 END $$;
 -- It acts for the owner of the guard, and sees which transactions hold it up.
