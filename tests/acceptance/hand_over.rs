@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use cadastre::task::Failpoint;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -202,21 +203,20 @@ async fn may_write(cluster: &Cluster, service: &str, id: i64) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_cut_short_by_a_crash_is_taken_back_or_completed_and_told_as_it_was() {
-    for (point, completed) in [
-        ("guard.before_registry", false),
-        ("guard.before_source", true),
-        ("guard.before_installed", true),
-    ] {
+    // Of the six steps of a change, as Governor::apply takes them: the new guard waits in the source and
+    // the registry does not know of it; the registry has committed, the source has not; both have.
+    for (step, completed) in [(3, false), (4, true), (6, true)] {
+        let point = format!("step {step}");
         let cluster = Cluster::start().await;
-        // The manifest passes the place once, the hand-over is the second.
-        let failpoint = format!("{point}=2");
+        // The manifest takes all of them once, the hand-over is the second.
+        let failpoint = format!("{}={}", Failpoint::GuardApply.name(), 6 + step);
         let mut server = shop(&cluster, &[("CADASTRE_FAILPOINTS", &failpoint)]).await;
         let id = propose(&server, "billing").await;
         assert!(graphql(&server, accept(&id)).await.is_none(), "{point}: the server dies");
         server.kill().await;
 
         // Exactly one of them can write, as the source has it.
-        let switched = point == "guard.before_installed";
+        let switched = step == 6;
         eventually(WAIT, async || {
             // The source takes back what was not committed once it notices that the server is gone.
             let open = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'cadastre guard'";
@@ -261,9 +261,9 @@ async fn a_hand_over_cut_short_by_a_crash_is_taken_back_or_completed_and_told_as
                 );
             }
         }
-        let expected: &[&str] = match point {
-            "guard.before_registry" => &["orders 2", "orders 4"],
-            "guard.before_source" => &["orders 2", "orders to billing", "billing 3"],
+        let expected: &[&str] = match step {
+            3 => &["orders 2", "orders 4"],
+            4 => &["orders 2", "orders to billing", "billing 3"],
             _ => &["orders to billing", "billing 1", "billing 3"],
         };
         assert_eq!(told, expected, "{point}");
