@@ -12,8 +12,6 @@
 //! | somebody else may emit logical messages | error | where a dataset of the source is enforced, else reported |
 //! | something foreign in the guard's schema, a login that can act for two services, a table that is gone | warning, error | only reported |
 
-use std::collections::BTreeSet;
-
 use super::desired::Desired;
 pub(super) use super::finding_kind as kind;
 use super::locate::Located;
