@@ -97,9 +97,8 @@ async fn round(
             }
         }
     };
-    let read = (0..TABLES).filter(|table| readers_of(*table) > 0).count();
-    let per_table =
-        (deliveries / subscribers / if spread == Spread::One { 1 } else { read }).max(1);
+    // Every change is delivered to all of its dataset's readers, and each has one dataset.
+    let per_table = (deliveries / subscribers).max(1);
     let client = stage.shop().await;
     client.batch_execute("SET ROLE orders_app").await.expect("a session");
     let (start, mut expected) = (Instant::now(), 0);
