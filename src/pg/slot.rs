@@ -53,12 +53,14 @@ pub enum SlotFound {
 /// When the role may not, or the connection fails.
 pub async fn ensure_publication(client: &Connection, source: &SourceName) -> Result<(), Error> {
     let (name, slot) = (source.publication(), source.slot());
+    // The slot is looked for first: one that another instance makes now has its publication.
+    let orphan = slot_state(client, &slot).await?.is_some();
     let found =
         client.query_opt("SELECT 1 FROM pg_publication WHERE pubname = $1", &[&name]).await?;
     if found.is_some() {
         return Ok(());
     }
-    if slot_state(client, &slot).await?.is_some() {
+    if orphan {
         tracing::warn!(%source, publication = name, "publication missing: its slot is made anew");
         take_slot_away(client, &slot).await?;
     }

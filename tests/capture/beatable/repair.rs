@@ -48,7 +48,10 @@ async fn a_publication_that_was_dropped_is_made_again_and_the_gap_said() {
     // Somebody makes it again, too, as PostgreSQL's own hint says: that mends nothing.
     let again = "; CREATE PUBLICATION cadastre_shop FOR TABLE orders, quiet
                  WITH (publish_via_partition_root)";
-    for (round, made) in [(2, ""), (3, again)] {
+    // From 18 on PostgreSQL goes on with what it then finds.
+    let rounds =
+        if stage.number("current_setting('server_version_num')").await < 180_000 { 2 } else { 1 };
+    for (round, made) in [(2, ""), (3, again)].into_iter().take(rounds) {
         stage.written_down().await;
         stage.server.kill().await;
         shop.batch_execute("DROP PUBLICATION cadastre_shop").await.unwrap();
