@@ -87,6 +87,31 @@ BEGIN
 END $$;
 ALTER FUNCTION cadastre.guard_part(oid, oid) OWNER TO CURRENT_USER;
 
+-- Before PostgreSQL 15 a stream goes on publishing a table as it began to, or not at all, whatever table
+-- it has become a part of since; until its publication is changed. So it is, to what it is, by one
+-- transaction at a time, with the rights of whoever installs guards.
+CREATE OR REPLACE FUNCTION cadastre.publish_anew(root oid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  stack       text;
+  publication name := (SELECT concat('cadastre_', split_part(name, '.', 1)) FROM cadastre.dataset WHERE relid = root);
+  ours        boolean;
+BEGIN
+  GET DIAGNOSTICS stack = PG_CONTEXT;
+  PERFORM cadastre.called_by(stack, 'cadastre.guard_parts');
+  IF EXISTS (SELECT FROM pg_publication WHERE pubname = publication) THEN
+    PERFORM pg_advisory_xact_lock(hashtextextended('cadastre publication', 0));
+    INSERT INTO cadastre.installing VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING;
+    ours := FOUND;
+    EXECUTE format('ALTER PUBLICATION %I SET (publish_via_partition_root = true)', publication);
+    IF ours THEN
+      DELETE FROM cadastre.installing WHERE xid = pg_current_xact_id();
+    END IF;
+  END IF;
+  RETURN true;
+END $$;
+ALTER FUNCTION cadastre.publish_anew(oid) OWNER TO CURRENT_USER;
+
 -- After each command that may make or attach a part, or subscribe a table to rows of elsewhere. It runs after cadastre_ddl, by name, which has
 -- the word on whether the command may be.
 CREATE OR REPLACE FUNCTION cadastre.guard_parts() RETURNS event_trigger
@@ -124,6 +149,15 @@ BEGIN
     -- An assignment, not PERFORM: the stack then shows this function directly below.
     placed := cadastre.guard_part(part.oid, part.root);
   END LOOP;
+  IF TG_TAG = 'ALTER TABLE' AND current_setting('server_version_num')::int < 150000 THEN
+    FOR part IN
+      SELECT DISTINCT cadastre.dataset_of(c.oid) AS root FROM pg_event_trigger_ddl_commands() e
+      JOIN pg_class c ON c.oid = e.objid AND e.classid = 'pg_class'::regclass AND c.relkind = 'p'
+      WHERE cadastre.dataset_of(c.oid) IS NOT NULL
+    LOOP
+      placed := cadastre.publish_anew(part.root);
+    END LOOP;
+  END IF;
 END $$;
 ALTER FUNCTION cadastre.guard_parts() OWNER TO cadastre;
 

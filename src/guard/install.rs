@@ -395,7 +395,7 @@ async fn guard(
 ) -> Result<bool, Error> {
     let arguments = arguments(source, name, dataset);
     let stored = stored(&arguments);
-    let mut changed = false;
+    let (mut changed, mut parts_changed) = (false, false);
     let mut root = None;
     for row in client.query(TREE, &[&at.schema, &at.table, &stored]).await? {
         let (oid, table): (u32, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -406,6 +406,7 @@ async fn guard(
             continue;
         }
         changed = true;
+        parts_changed |= !row.try_get::<_, bool>(2)?;
         client
             .execute(PLACE, &[&oid, &arguments[0], &arguments[1], &arguments[2], &arguments[3]])
             .await?;
@@ -420,6 +421,12 @@ async fn guard(
         changed = true;
     }
     changed |= publish(client, source, oid, &table).await?;
+    // A part that no event trigger told of: see publish_anew in schema/guard/07_parts.sql.
+    if parts_changed && version(client).await? < 150_000 {
+        let name = quote_ident(&source.publication());
+        let anew = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
+        client.batch_execute(&anew).await?;
+    }
     Ok(changed)
 }
 

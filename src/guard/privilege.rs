@@ -252,7 +252,8 @@ BEGIN
   EXECUTE $guard$
 {guard}$guard$;
   FOR own IN
-    SELECT format('ALTER FUNCTION cadastre.guard_part(oid, oid) OWNER TO %I', {literal})
+    SELECT format('ALTER FUNCTION %s OWNER TO %I', f, {literal})
+    FROM unnest(ARRAY['cadastre.guard_part(oid, oid)', 'cadastre.publish_anew(oid)']) AS f
     UNION ALL
     SELECT format('ALTER PUBLICATION %I OWNER TO %I', p.pubname, {literal}) FROM pg_publication p
     WHERE starts_with(p.pubname, 'cadastre_')

@@ -169,28 +169,28 @@ impl Governor {
         if !install::exceptions_stand(&client, name, wanted).await.map_err(fail)? {
             self.mend_exceptions(&client, &source).await.map_err(fail)?;
         }
-        let mut gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
-        gaps.retain({
-            let given_up = look.given_up(wanted);
-            move |dataset| !given_up.contains(dataset)
-        });
+        let gaps: BTreeSet<DatasetName> = open.union(&untold).cloned().collect();
+        let given_up = look.given_up(wanted);
+        let to_close: BTreeSet<DatasetName> = gaps.difference(&given_up).cloned().collect();
         let pending = self.pending(name);
-        if !look.repairable() && pending.is_empty() && gaps.is_empty() {
+        if !look.repairable() && pending.is_empty() && to_close.is_empty() {
             if look.unguarded(wanted).is_empty() && baseline.is_some() {
                 self.registry.baseline_sound(source.id, look.at).await?;
             }
             return Ok(true);
         }
         ensure_publication(&client, name).await.map_err(fail)?;
-        let mut done = true;
+        let (mut done, mut denied) = (true, None);
         let mut late = Vec::new();
         if look.wants_scripts() {
-            done &=
-                self.mend_objects(&client, &source, wanted, baseline.as_ref(), &mut late).await?;
+            done &= allowed(
+                self.mend_objects(&client, &source, wanted, baseline.as_ref(), &mut late).await,
+                &mut denied,
+            )?;
         }
         for drift in &look.drifts {
             if let Repair::Release(dataset) = &drift.repair {
-                done &= self.mend_released(&client, &source, dataset).await?;
+                done &= allowed(self.mend_released(&client, &source, dataset).await, &mut denied)?;
             }
         }
         let mut to_mend: BTreeSet<DatasetName> = look
@@ -199,14 +199,18 @@ impl Governor {
             .filter(|drift| drift.repair == Repair::Install)
             .filter_map(|drift| drift.finding.dataset.clone())
             .collect();
-        to_mend.extend(gaps.iter().cloned());
+        to_mend.extend(to_close);
         to_mend.extend(pending.iter().cloned());
         for dataset in wanted.datasets.keys().filter(|dataset| to_mend.contains(*dataset)) {
             let was_off = gaps.contains(dataset);
-            done &= self.mend(&client, &source, Some(dataset), was_off, &mut late).await?;
+            done &= allowed(
+                self.mend(&client, &source, Some(dataset), was_off, &mut late).await,
+                &mut denied,
+            )?;
         }
         if to_mend.is_empty() && look.repairable() {
-            done &= self.mend(&client, &source, None, false, &mut late).await?;
+            done &=
+                allowed(self.mend(&client, &source, None, false, &mut late).await, &mut denied)?;
         }
         if let Some(look) = look.with(late) {
             self.record(&source, &look, &facts).await?;
@@ -217,7 +221,7 @@ impl Governor {
         if done && !pending.is_empty() {
             self.installed(&BTreeSet::from([name.clone()])).await?;
         }
-        Ok(done)
+        denied.map_or(Ok(done), Err)
     }
 
     /// Permissions to break glass and services that were retired, as the registry has them by now.
@@ -473,6 +477,17 @@ impl Governor {
     async fn commit(&self, client: &Connection, source: &Source) -> Result<(), Error> {
         let committed = client.batch_execute("COMMIT").await;
         committed.map_err(|error| failed(&source.name, error.into()))
+    }
+}
+
+/// A repair that the role may not make keeps no other from being made, and is said at the end.
+fn allowed(outcome: Result<bool, Error>, denied: &mut Option<Error>) -> Result<bool, Error> {
+    match outcome {
+        Err(Error::Source { source_name, cause }) if cause.is_denied() => {
+            *denied = Some(Error::Source { source_name, cause });
+            Ok(true)
+        }
+        other => other,
     }
 }
 

@@ -200,6 +200,23 @@ async fn a_role_that_is_no_superuser_mends_what_is_its_to_mend() {
     }
     eventually(WAIT, sound).await;
 
+    // What a superuser has taken for itself keeps nothing else from being mended.
+    superuser
+        .batch_execute(
+            "ALTER FUNCTION cadastre.traceparent() OWNER TO postgres; \
+             ALTER TABLE orders DISABLE TRIGGER _cadastre_guard",
+        )
+        .await
+        .unwrap();
+    eventually(WAIT, async || guarded(&superuser, "orders").await.then_some(())).await;
+    let taken = [["object_altered", "function cadastre.traceparent()"]];
+    eventually(WAIT, async || (shop.open("driftFindings").await == taken).then_some(())).await;
+    superuser
+        .batch_execute("ALTER FUNCTION cadastre.traceparent() OWNER TO cadastre")
+        .await
+        .unwrap();
+    eventually(WAIT, sound).await;
+
     // An event trigger is a superuser's: it is said, and stays said, until one has mended it.
     superuser.batch_execute("DROP EVENT TRIGGER cadastre_ddl").await.unwrap();
     eventually(WAIT, async || {
