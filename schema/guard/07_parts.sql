@@ -67,9 +67,9 @@ BEGIN
     BEGIN
       PERFORM cadastre.place(part, d.name, d.owner, d.owner_role, d.mode);
     EXCEPTION WHEN insufficient_privilege THEN
-      -- Cadastre's role is no member of the part's owner. The command may be nonetheless; that the
-      -- guard does not stand everywhere was told, and the next comparison says what is missing.
-      NULL;
+      -- Cadastre's role is no member of the part's owner. The command may be nonetheless, but nobody
+      -- vouches for writers from here on; the next comparison says what is missing.
+      PERFORM cadastre.emit(true, 'guard', json_build_object('v', 1, 'dataset', d.name, 'state', 'off'));
     END;
   END IF;
   IF d.mode = 'lockdown' THEN
