@@ -239,6 +239,9 @@ async fn capture(shared: Arc<Shared>, source: Arc<Source>, tasks: Tasks) {
         in_parts = shared.options.streaming && !matches!(ended.error, Error::Spill(_));
         if ended.streamed {
             backoff = Backoff::new(shared.options.backoff);
+        } else {
+            // Another instance may be the one that writes, and readers here have to look for that.
+            writer = None;
         }
         let reason = ErrorChain(&ended.error).to_string();
         shared.set_state(&source.name, State::Failing { reason });

@@ -7,8 +7,10 @@ use chrono::Utc;
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::time::{Duration, Instant};
 
 use super::error::chain;
+use super::reader::History;
 use super::ring::{Found, Interest, Ring, Wanted};
 use super::{Batch, Error};
 use crate::vocab::{DatasetId, Lsn, Position, SourceId};
@@ -34,6 +36,8 @@ pub(super) struct Live {
     /// Held while a writer's batches may still be on their way to the store.
     pub(super) seat: Arc<tokio::sync::Mutex<()>>,
     budget: Budget,
+    /// Where the store ended when a reader last looked, and when that was.
+    stored: tokio::sync::Mutex<(Option<Instant>, Position)>,
     state: Mutex<State>,
 }
 
@@ -97,6 +101,7 @@ impl Live {
             room: Notify::new(),
             seat: Arc::default(),
             budget,
+            stored: tokio::sync::Mutex::new((None, Position::MIN)),
             state: Mutex::new(State {
                 ring: Ring::new(budget.tail),
                 progress: Progress::new(),
@@ -115,9 +120,21 @@ impl Live {
         !std::mem::replace(&mut self.state.lock().written, true)
     }
 
-    /// Gives that place back.
+    /// Gives that place back. Readers learn that they have to look for themselves from now on.
     pub(super) fn release(&self) {
-        self.state.lock().written = false;
+        let interested = {
+            let mut state = self.state.lock();
+            state.written = false;
+            state.ring.interests()
+        };
+        for interest in interested {
+            interest.wake();
+        }
+    }
+
+    /// Whether the source has a writer in this process.
+    pub(super) fn is_written(&self) -> bool {
+        self.state.lock().written
     }
 
     /// Starts a writer's run at the end of what is durable; gives where its confirmations appear.
@@ -267,7 +284,25 @@ impl Live {
     }
 
     pub(super) fn find(&self, interest: &Interest, position: Position) -> Found {
-        self.state.lock().ring.find(interest, position)
+        let state = self.state.lock();
+        match state.ring.find(interest, position) {
+            // Another process may be writing by now.
+            Found::Nothing(_) if !state.written => Found::Behind,
+            found => found,
+        }
+    }
+
+    /// Where the store ends, as it was at most `age` ago: one look for all readers of the source.
+    /// A store that does not answer has nothing new.
+    pub(super) async fn stored(&self, history: &History, age: Duration) -> Position {
+        let mut stored = self.stored.lock().await;
+        if stored.0.is_none_or(|looked| looked.elapsed() >= age) {
+            if let Ok(extent) = history.extent(self.source).await {
+                stored.1 = extent.last;
+            }
+            stored.0 = Some(Instant::now());
+        }
+        stored.1
     }
 
     /// Everything committed before this in the source's WAL is durable here.

@@ -28,8 +28,9 @@ const SLICE_BYTES_MAX: usize = 64 * 1024;
 /// appends find one whatever the number of readers.
 const HISTORY_READS_MAX: usize = 4;
 
-/// How often a reader with an end looks whether it has passed.
-const END_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
+/// How often a reader looks by itself: one with an end whether it has passed, one of a source that
+/// another process writes whether there is more.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Longest that a reader keeps asking a store that fails, before its consumer is told.
 const HISTORY_PATIENCE: Duration = Duration::from_secs(30);
@@ -188,14 +189,25 @@ impl Reader {
     }
 
     /// Waits until there may be something new. A reader with an end looks by itself now and then:
-    /// others' changes, by which it sees that the end has passed, do not wake it.
+    /// others' changes, by which it sees that the end has passed, do not wake it. So does one of a
+    /// source that has no writer in this process: what another appends wakes nobody here.
     async fn wait(&mut self) -> Result<(), Error> {
-        let changed = self.wake.changed();
-        let woken = match self.until {
-            None => changed.await,
-            Some(_) => tokio::time::timeout(END_LOOKED_FOR_EVERY, changed).await.unwrap_or(Ok(())),
-        };
-        woken.map_err(|_| Error::Stopped)
+        loop {
+            let changed = self.wake.changed();
+            let woken = if self.until.is_none() && self.live.is_written() {
+                changed.await
+            } else {
+                match tokio::time::timeout(LOOK_EVERY, changed).await {
+                    Ok(woken) => woken,
+                    Err(_) if self.until.is_some() => Ok(()),
+                    Err(_) if self.live.stored(&self.history, LOOK_EVERY).await > self.position => {
+                        Ok(())
+                    }
+                    Err(_) => continue,
+                }
+            };
+            return woken.map_err(|_| Error::Stopped);
+        }
     }
 
     /// The next wanted changes of the page; `None` when it is used up.
@@ -344,7 +356,7 @@ impl History {
         read.retry(patience()).when(may_pass).await
     }
 
-    async fn extent(&self, source: SourceId) -> Result<Extent, Error> {
+    pub(super) async fn extent(&self, source: SourceId) -> Result<Extent, Error> {
         let _place = self.places.acquire().await.map_err(|_closed| Error::Stopped)?;
         self.store.extent(source).await
     }

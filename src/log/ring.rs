@@ -223,6 +223,11 @@ impl Ring {
         Arc::clone(&joined.interest)
     }
 
+    /// What all readers are interested in.
+    pub(super) fn interests(&self) -> Vec<Arc<Interest>> {
+        self.interests.values().map(|joined| Arc::clone(&joined.interest)).collect()
+    }
+
     /// A reader gives its interest up; with the last one it leaves the ring.
     pub(super) fn leave(&mut self, interest: &Interest) {
         if let Some(joined) = self.interests.get_mut(&interest.wanted) {

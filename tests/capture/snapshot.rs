@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::stage::Stage;
-use crate::support::Server;
+use super::stage::{FAST, Stage};
+use crate::support::{Server, WAIT};
 
 /// The feed of the orders from this place on.
 fn feed(after: &str) -> String {
@@ -22,6 +22,8 @@ fn begins(version: u32) -> impl Fn(&[Value]) -> bool {
 async fn a_row_names_the_version_of_its_table_also_when_that_has_another_name() {
     let stage = Stage::governed().await;
     stage.insert(&stage.source, 1..=2).await;
+    // A table has its first version once a change of it has been captured.
+    stage.events_until(2).await;
     let owner = stage.source.connect_as("shop", "orders_app").await;
     let rows = async || {
         let done = |events: &[Value]| {
@@ -70,4 +72,37 @@ async fn a_server_that_does_not_capture_says_which_one_to_ask() {
     let history = other.client().get(other.at(path)).send().await.unwrap();
     assert_eq!(history.status(), 200);
     assert!(history.text().await.unwrap().contains("\"after\":{\"id\":1,"));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_capture_feeds_what_another_captures_and_takes_over_when_that_dies()
+{
+    let mut stage = Stage::governed().await;
+    let other = Server::start_with(&stage.registry.url("postgres"), &FAST).await;
+    let path = "/v1/feed?datasets=shop.public.orders&after=earliest";
+    let asked = other.client().get(other.at(path)).header("accept", "application/x-ndjson");
+    let mut feed = asked.send().await.unwrap();
+    assert_eq!(feed.status(), 200);
+    let mut read = String::new();
+    let mut until = async |id: i64| {
+        let after = format!("\"after\":{{\"id\":{id},");
+        let deadline = tokio::time::Instant::now() + WAIT;
+        while !read.contains(&after) {
+            let chunk = tokio::time::timeout_at(deadline, feed.chunk()).await;
+            let chunk = chunk.unwrap_or_else(|_| panic!("order {id} does not come: {read}"));
+            read.push_str(std::str::from_utf8(&chunk.unwrap().expect("it goes on")).unwrap());
+        }
+    };
+    stage.insert(&stage.source, 1..=1).await;
+    until(1).await;
+    // At the tail of a log that is written elsewhere.
+    stage.insert(&stage.source, 2..=2).await;
+    until(2).await;
+    stage.server.kill().await;
+    stage.insert(&stage.source, 3..=3).await;
+    until(3).await;
+    for id in 1..=3 {
+        let once = read.matches(&format!("\"after\":{{\"id\":{id},")).count();
+        assert_eq!(once, 1, "order {id}: {read}");
+    }
 }
