@@ -317,8 +317,10 @@ async fn noted(
         let (dataset, foreign): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
         let (found, expected): (String, String) = (row.try_get(2)?, row.try_get(3)?);
         let known = if foreign { None } else { dataset.parse().ok() };
-        // What is left of a dataset that was released, when it died before it was done.
-        let released = dataset.parse().ok().filter(|it: &DatasetName| it.source() == source);
+        // What is left of a dataset that was released, when it died before it was done. One that is
+        // governed is not: its table may just have got another name.
+        let left = |it: &DatasetName| it.source() == source && !names.contains(&dataset);
+        let released = dataset.parse().ok().filter(left);
         let repair = match (foreign, released) {
             (false, _) => Repair::Install,
             (true, Some(released)) => Repair::Release(released),

@@ -363,6 +363,13 @@ impl Governor {
     ) -> Result<bool, Error> {
         let attempt = async {
             install::begin(client, &self.options).await?;
+            // Another instance may have registered it while this one waited for the lock.
+            let refreshed = self.registry.refresh().await;
+            let (sources, _) = desired(&self.registry.snapshot(), &[]);
+            let wanted = sources.get(&source.name);
+            if refreshed.is_err() || wanted.is_some_and(|it| it.datasets.contains_key(dataset)) {
+                return Ok(());
+            }
             uninstall::release(client, &source.name, dataset).await
         };
         let released = self.given_up(client, source, attempt.await).await?;

@@ -263,3 +263,25 @@ async fn where_nothing_told_of_it_the_range_reaches_back_to_the_last_sound_look(
     assert!(range["from"].as_str().unwrap() <= at && at < range["to"].as_str().unwrap(), "{range}");
     shop.sound().await;
 }
+
+#[tokio::test]
+async fn a_dataset_that_is_noted_twice_keeps_its_guard() {
+    let shop = Shop::compared_often("enforce").await;
+    let superuser = shop.cluster.connect("shop").await;
+    let twice = "CREATE TABLE stray (); INSERT INTO cadastre.dataset
+         SELECT 'stray'::regclass, name, owner, owner_role, mode FROM cadastre.dataset
+         WHERE name = 'shop.public.orders'";
+    superuser.batch_execute(twice).await.unwrap();
+    let object = "cadastre.dataset: shop.public.orders";
+    eventually(WAIT, async || {
+        let open = shop.findings(", open: true").await;
+        open.iter().any(|(_, of, ..)| of == object).then_some(())
+    })
+    .await;
+    superuser.batch_execute("DELETE FROM cadastre.dataset d USING pg_class c WHERE c.oid = d.relid AND c.relname = 'stray'; DROP TABLE stray").await.unwrap();
+    shop.sound().await;
+    assert_eq!(shop.findings(", kind: \"guard_missing\"").await, [], "it stood all the time");
+    let intruder = shop.session("billing_app").await;
+    let update = "UPDATE orders SET status = 'x'";
+    super::rejected(update, intruder.batch_execute(update).await);
+}
