@@ -35,6 +35,8 @@ pub(crate) async fn run(plan: &Plan) -> Vec<Row> {
         let mut others = others(&server, round).await;
         let beside = live(&stage, &server, first + count, count).await;
         others.shutdown().await;
+        let gone = json!({ "name": failing(round), "reason": "the round is over" });
+        mutate(&server, "subscriptionDelete", "SubscriptionDeleteInput", &gone).await;
         first += 2 * count;
         p50.push((median(&beside), median(&alone)));
         p99.push((percentile(&beside, 0.99), percentile(&alone, 0.99)));
@@ -91,20 +93,31 @@ async fn others(server: &Server, round: usize) -> JoinSet<()> {
         "deliver": { "webhook": { "url": "http://127.0.0.1:1/", "timeout": "1s" } },
         "retry": { "initial": "10ms", "max": "100ms" }, "start": "earliest",
     });
-    let query = "mutation Create($input: SubscriptionCreateInput!) {
-        subscriptionCreate(input: $input) { userErrors { message } } }";
     let input = json!({
-        "name": format!("failing-{round}"), "service": "orders",
+        "name": failing(round), "service": "orders",
         "datasets": ["shop.public.w4"], "spec": spec,
     });
-    let created = reqwest::Client::new()
+    mutate(server, "subscriptionCreate", "SubscriptionCreateInput", &input).await;
+    others
+}
+
+/// The subscription whose webhook fails.
+fn failing(round: usize) -> String {
+    format!("failing-{round}")
+}
+
+/// Sends a mutation, which must succeed.
+async fn mutate(server: &Server, field: &str, input_type: &str, input: &serde_json::Value) {
+    let query = format!(
+        "mutation Change($input: {input_type}!) {{ {field}(input: $input) {{ userErrors {{ message }} }} }}"
+    );
+    let done = reqwest::Client::new()
         .post(format!("{}/graphql", server.url))
         .bearer_auth(TOKEN)
         .json(&json!({ "query": query, "variables": { "input": input } }))
         .send()
         .await
         .expect("the server answers");
-    let text = created.text().await.expect("an answer");
+    let text = done.text().await.expect("an answer");
     assert!(text.contains("\"userErrors\":[]"), "{text}");
-    others
 }

@@ -78,10 +78,6 @@ pub(crate) async fn run(plan: &Plan) -> Vec<Row> {
     .await;
     let server = stage.serve();
     stage.govern(&server, &["w2"]).await;
-    let shop = stage.shop().await;
-    shop.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&REFERENCE_SLOT])
-        .await
-        .expect("a slot");
 
     let mut rows = Vec::new();
     let mut first = 0;
@@ -117,6 +113,11 @@ async fn round(
     let body =
         server.feed("text/event-stream", "datasets=shop.public.w2&after=now").await.bytes_stream();
     let reader = tokio::spawn(follow(body, Arc::clone(&ours), start));
+    // A slot of this round's own: pg_recvlogical confirms too seldom for one to go on with.
+    let shop = stage.shop().await;
+    shop.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&REFERENCE_SLOT])
+        .await
+        .expect("a slot");
     let mut recv = stage
         .program("pg_recvlogical")
         .args(["-d", &stage.url("shop"), "--slot", REFERENCE_SLOT, "--start", "-f", "-"])
@@ -136,13 +137,24 @@ async fn round(
         }
     });
 
+    let streams = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
+    let active = async |wanted: bool| {
+        let active = async || {
+            let row = shop.query_one(streams, &[&REFERENCE_SLOT]).await.expect("the slot");
+            row.get::<_, bool>(0)
+        };
+        while active().await != wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    active(true).await;
     write(stage, "w2", rate, rows, &committed, start).await;
     reader.await.expect("the reader ends");
     reference_reader.join().expect("the reference reader ends");
-    // Ended by an interrupt, it confirms what it has written.
-    let pid = nix::unistd::Pid::from_raw(recv.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it still runs");
+    recv.kill().expect("it still runs");
     drop(recv.wait());
+    active(false).await;
+    shop.execute("SELECT pg_drop_replication_slot($1)", &[&REFERENCE_SLOT]).await.expect("a slot");
     (ours.since(&committed), reference.since(&committed))
 }
 
