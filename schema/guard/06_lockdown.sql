@@ -126,6 +126,17 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     OR coalesce(cadastre.breaks_glass(d.name, (SELECT rolname FROM pg_roles WHERE oid = role)), false))
 $$;
 
+-- Grants a role a privilege that it has lost by another's, and remembers to take it back.
+CREATE OR REPLACE FUNCTION cadastre.grant_instead(
+  dataset text, relid oid, attnum smallint, privilege text, relowner oid, grantee oid
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  EXECUTE cadastre.privilege_sql('GRANT', relid, attnum, privilege, grantee, '');
+  INSERT INTO cadastre.privilege
+  VALUES (dataset, false, relid, attnum, privilege, relowner, grantee, false)
+  ON CONFLICT DO NOTHING;
+END $$;
+
 -- Takes from others what they can write a part of a dataset with, or all of it from its root on, and
 -- remembers it. Twice is as good as once.
 CREATE OR REPLACE FUNCTION cadastre.take(root oid, part oid) RETURNS boolean
@@ -170,10 +181,7 @@ BEGIN
     WHERE NOT cadastre.holds(h.grantee, h.relid, h.attnum, h.privilege)
     ORDER BY h.relid, h.attnum, h.privilege, h.grantee
   LOOP
-    EXECUTE cadastre.privilege_sql('GRANT', e.relid, e.attnum, e.privilege, e.grantee, '');
-    INSERT INTO cadastre.privilege
-    VALUES (d.name, false, e.relid, e.attnum, e.privilege, e.relowner, e.grantee, false)
-    ON CONFLICT DO NOTHING;
+    PERFORM cadastre.grant_instead(d.name, e.relid, e.attnum, e.privilege, e.relowner, e.grantee);
   END LOOP;
   PERFORM cadastre.lend(d);
   RETURN true;
@@ -196,10 +204,7 @@ BEGIN
       AND NOT cadastre.holds(m.oid, p.relid, p.attnum, p.privilege)
     ORDER BY 1, 2, 3, 4
   LOOP
-    EXECUTE cadastre.privilege_sql('GRANT', e.relid, e.attnum, e.privilege, e.grantee, '');
-    INSERT INTO cadastre.privilege
-    VALUES (d.name, false, e.relid, e.attnum, e.privilege, e.relowner, e.grantee, false)
-    ON CONFLICT DO NOTHING;
+    PERFORM cadastre.grant_instead(d.name, e.relid, e.attnum, e.privilege, e.relowner, e.grantee);
   END LOOP;
 END $$;
 
@@ -277,7 +282,7 @@ BEGIN
   FOR f IN
     SELECT p.oid FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'cadastre'::regnamespace
-      AND p.proname IN ('parts_of', 'writers', 'may_write', 'lend', 'privilege_sql', 'as_grantor', 'holds', 'take', 'give_back', 'keep_privileges')
+      AND p.proname IN ('parts_of', 'writers', 'may_write', 'grant_instead', 'lend', 'privilege_sql', 'as_grantor', 'holds', 'take', 'give_back', 'keep_privileges')
   LOOP
     EXECUTE format('ALTER FUNCTION %s OWNER TO cadastre', f);
     EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);

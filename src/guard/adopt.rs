@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::governor::{Governor, failed};
+use super::locate::Located;
 use super::{Error, audit, preflight};
 use crate::registry::manifest::Manifest;
 use crate::registry::{Mutation, Snapshot, TableWriter, UNOWNED};
@@ -129,9 +130,11 @@ impl Governor {
         let fail = |cause| failed(source, cause);
         let unowned: ServiceName = UNOWNED.parse().expect("a service name");
         let mut without = false;
+        let located = Located::load(&client).await.map_err(fail)?;
         for table in tables(&client, source).await.map_err(fail)? {
+            let at = located.of(&table.name);
             if snapshot.datasets.contains_key(&table.name)
-                || !preflight::table(&client, &table.name, &[], false)
+                || !preflight::table(&client, (&table.name, &at), &[], false)
                     .await
                     .map_err(fail)?
                     .is_empty()
@@ -180,9 +183,12 @@ impl Governor {
         let mut adopted = Vec::new();
         let mut owners = BTreeMap::new();
         let mut new_services: BTreeMap<ServiceName, BTreeSet<RoleName>> = BTreeMap::new();
+        let located = Located::load(&client).await.map_err(fail)?;
         for table in tables(&client, source).await.map_err(fail)? {
             let dataset = snapshot.datasets.get(&table.name);
-            let problem = preflight::table(&client, &table.name, &[], false).await.map_err(fail)?;
+            let at = located.of(&table.name);
+            let problem = preflight::table(&client, (&table.name, &at), &[], false).await;
+            let problem = problem.map_err(fail)?;
             let writers: Vec<&TableWriter> =
                 seen.iter().filter(|it| it.dataset == table.name.as_str()).collect();
             let proposal = proposed(&snapshot, source, dataset.map(|it| &it.owner), &writers);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
+use super::locate::Located;
 use super::{preflight, privilege};
 use crate::pg::{Connection, Error, quote_ident};
 use crate::registry::{NewFinding, Question, Severity, TableWriter, UNOWNED};
@@ -69,16 +70,18 @@ pub(super) async fn look(
     if wanted.datasets.is_empty() {
         return Ok(found);
     }
-    if let Some((lost, mend)) = privilege::lost(client).await? {
-        found.extend(lost.iter().map(|(capability, without)| NewFinding {
+    if let (_, Some(mend)) = privilege::commands(client).await? {
+        found.extend(privilege::LOST.iter().map(|(capability, without)| NewFinding {
             mend: Some(mend.clone()),
             ..fact(CAPABILITY_LOST, Severity::Warning, capability, *without, "event triggers")
         }));
     }
     unowned(client, source, wanted, &mut found).await?;
     coupling(client, source, wanted, &mut found).await?;
+    let located = Located::load(client).await?;
     for (name, dataset) in &wanted.datasets {
-        for message in preflight::table(client, name, &[], dataset.dropped).await? {
+        let at = located.of(name);
+        for message in preflight::table(client, (name, &at), &[], dataset.dropped).await? {
             // Missing tables are drift.
             if let Some((what, mend)) = message.split_once(": ") {
                 found.push(NewFinding {

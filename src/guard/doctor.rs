@@ -289,21 +289,19 @@ async fn standbys(client: &Connection, source: &SourceName) -> Result<Option<Nee
 
 /// Whether commands on governed tables are guarded; if they cannot be, what is lost, each by itself.
 async fn commands(client: &Connection) -> Result<Vec<Need>, Error> {
-    let (standing, _) = privilege::event_triggers(client).await?;
-    let lost = privilege::lost(client).await?;
+    let (standing, mend) = privilege::commands(client).await?;
     let ok = standing == privilege::EVENT_TRIGGERS.len();
-    let mend = match &lost {
-        Some((_, mend)) => mend.clone(),
-        None => "installed with the first dataset, or within 30 s while the server runs".to_owned(),
-    };
+    let lost = if mend.is_some() { privilege::LOST.as_slice() } else { &[] };
+    let mend = mend.unwrap_or_else(|| {
+        "installed with the first dataset, or within 30 s while the server runs".to_owned()
+    });
     let mut needs = vec![Need {
         check: "commands on governed tables are guarded".to_owned(),
         ok,
         found: format!("{standing} of {} event triggers stand", privilege::EVENT_TRIGGERS.len()),
         mend: (!ok).then_some(mend),
     }];
-    let lost = lost.iter().flat_map(|(lost, _)| lost.iter());
-    needs.extend(lost.map(|(check, found)| Need {
+    needs.extend(lost.iter().map(|(check, found)| Need {
         check: (*check).to_owned(),
         ok: false,
         found: (*found).to_owned(),

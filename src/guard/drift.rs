@@ -232,13 +232,13 @@ async fn objects(
         // Event triggers guard definitions, not rows; but what they would have told of was not told.
         drifts.push(Drift { finding, reach: Reach::Source, repair });
     }
-    let ours = |object: &str| privilege::is_event_trigger(object);
     let mut unknown: Vec<&String> =
         found.keys().filter(|object| !known.objects.contains_key(*object)).collect();
     // A superuser has made them since: from here on they are part of what stands. And what Cadastre
     // could not make before, it makes once it is a superuser.
-    let made = unknown.extract_if(.., |object| ours(object)).count();
-    let makes = user.superuser && !known.objects.keys().any(|object| ours(object));
+    let made = unknown.extract_if(.., |object| privilege::is_event_trigger(object)).count();
+    let makes =
+        user.superuser && !known.objects.keys().any(|object| privilege::is_event_trigger(object));
     if made > 0 || makes {
         let found = if made > 0 { "made since" } else { "not there" };
         let finding =

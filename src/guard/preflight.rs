@@ -5,6 +5,7 @@ use super::desired::Desired;
 use super::locate::Located;
 use super::{Refusal, privilege};
 use crate::pg::{Connection, Error, quote_ident};
+use crate::registry::TableName;
 use crate::vocab::{DatasetName, SourceName};
 
 /// Oldest and first unsupported `server_version_num`.
@@ -91,7 +92,8 @@ pub(super) async fn refusals(
         }
     }
     for (name, dataset) in &desired.datasets {
-        let messages = table(client, name, &dataset.columns, dataset.dropped).await?;
+        let at = located.of(name);
+        let messages = table(client, (name, &at), &dataset.columns, dataset.dropped).await?;
         found.extend(messages.into_iter().map(|message| Refusal {
             kind: "dataset",
             name: name.to_string(),
@@ -162,15 +164,14 @@ async fn server(client: &Connection, source: &SourceName) -> Result<Vec<Refusal>
     Ok(messages.into_iter().map(refuse).collect())
 }
 
-/// What stands in the way of governing one table. That one which was `dropped` is not there is no
+/// What stands in the way of governing one table, which is `at` a place by now. That one which was `dropped` is not there is no
 /// obstacle: its dataset stays, and waits for it.
 pub(super) async fn table(
     client: &Connection,
-    name: &DatasetName,
+    (name, at): (&DatasetName, &TableName),
     columns: &[String],
     dropped: bool,
 ) -> Result<Vec<String>, Error> {
-    let at = Located::load(client).await?.of(name);
     let quoted = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
     let Some(row) = client.query_opt(TABLE, &[&at.schema, &at.table]).await? else {
         if dropped {

@@ -65,7 +65,7 @@ pub(super) fn is_event_trigger(object: &str) -> bool {
 }
 
 /// How many of the event triggers stand, and whether the guard does at all.
-pub(super) async fn event_triggers(client: &Connection) -> Result<(usize, bool), Error> {
+async fn event_triggers(client: &Connection) -> Result<(usize, bool), Error> {
     let query = "
         SELECT (SELECT count(*) FROM pg_event_trigger WHERE evtname = ANY ($1::text[]) AND evtenabled = 'A'),
           to_regclass('cadastre.dataset') IS NOT NULL";
@@ -271,17 +271,13 @@ END $bootstrap$;
     )
 }
 
-/// What is lost for want of event triggers, and the mend.
-pub(super) async fn lost(
-    client: &Connection,
-) -> Result<Option<(&'static [(&'static str, &'static str)], String)>, Error> {
+/// How many event triggers stand, and the mend where [`LOST`] is lost for want of them.
+pub(super) async fn commands(client: &Connection) -> Result<(usize, Option<String>), Error> {
     let role = role(client).await?;
     let (standing, installed) = event_triggers(client).await?;
     // A superuser makes them when it next looks.
-    if role.superuser || !installed || standing == EVENT_TRIGGERS.len() {
-        return Ok(None);
-    }
-    Ok(Some((&LOST, bootstrap_hint(&role.name))))
+    let lost = !role.superuser && installed && standing < EVENT_TRIGGERS.len();
+    Ok((standing, lost.then(|| bootstrap_hint(&role.name))))
 }
 
 #[cfg(test)]

@@ -431,15 +431,16 @@ impl Governor {
         wanted.datasets.retain(|name, _| Some(name) == dataset);
         // Tables that are gone or cannot be governed now are findings; they must not keep the others
         // from being guarded.
+        let located = Located::load(client).await?;
         if let Some(name) = dataset
-            && !preflight::table(client, name, &[], false).await?.is_empty()
+            && !preflight::table(client, (name, &located.of(name)), &[], false).await?.is_empty()
         {
             wanted.datasets.clear();
         }
         let guarded = dataset.filter(|name| wanted.datasets.contains_key(*name));
         if let Some(name) = guarded {
             // No command on the table passes this lock; writers do.
-            let at = Located::load(client).await?.of(name);
+            let at = located.of(name);
             let table = format!("{}.{}", quote_ident(&at.schema), quote_ident(&at.table));
             client.batch_execute(&format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE")).await?;
         }

@@ -83,20 +83,23 @@ pub(super) async fn members(
     for row in client.query(MEMBERS, &[&groups, &user.name]).await? {
         found.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
     }
+    let membership =
+        |severity, found: &str, expected: &str, (member, group): (&str, &str), mend| {
+            let object = format!("role {member} in {group}");
+            let finding = finding(kind::MEMBERSHIP, severity, object, found, expected);
+            NewFinding { mend: Some(mend), ..finding }
+        };
     for (group, (service, expected)) in &expected {
         let found = found.remove(group).unwrap_or_default();
         for member in found.iter().filter(|member| !expected.contains(member.as_str())) {
             let (role, quoted) = (quote_ident(group), quote_ident(member));
-            let finding = NewFinding {
-                mend: Some(format!("REVOKE {role} FROM {quoted}")),
-                ..finding(
-                    kind::MEMBERSHIP,
-                    Severity::Error,
-                    format!("role {member} in {group}"),
-                    "it is a member",
-                    "no such member is declared",
-                )
-            };
+            let finding = membership(
+                Severity::Error,
+                "it is a member",
+                "no such member is declared",
+                (member, group),
+                format!("REVOKE {role} FROM {quoted}"),
+            );
             let (reach, repair) = match service {
                 Some(service) => (Reach::Owner((*service).to_owned()), Repair::Install),
                 None => (Reach::Source, Repair::Scripts),
@@ -105,16 +108,13 @@ pub(super) async fn members(
         }
         for member in expected.iter().filter(|member| !found.contains(**member)) {
             let (role, quoted) = (quote_ident(group), quote_ident(member));
-            let finding = NewFinding {
-                mend: Some(format!("GRANT {role} TO {quoted}")),
-                ..finding(
-                    kind::MEMBERSHIP,
-                    Severity::Warning,
-                    format!("role {member} in {group}"),
-                    "it is no member, so its writes do not count as its service's",
-                    "a member, as declared",
-                )
-            };
+            let finding = membership(
+                Severity::Warning,
+                "it is no member, so its writes do not count as its service's",
+                "a member, as declared",
+                (member, group),
+                format!("GRANT {role} TO {quoted}"),
+            );
             drifts.push(Drift { finding, reach: Reach::Nothing, repair: Repair::Install });
         }
     }

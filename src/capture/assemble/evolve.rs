@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::{AssembleError, Assembler, Output, Received, Resolution, Sink, ignore};
 use crate::capture::attribute::{self, SchemaKind, SchemaMessage};
 use crate::capture::catalog::{Types, builtin_name};
-use crate::capture::control::ControlEvent;
 use crate::capture::relation::{Database, PreparedRelation, Table};
 use crate::capture::timeline::is_news;
 use crate::registry::{
@@ -70,22 +69,6 @@ impl<'a> Details<'a> {
 }
 
 impl Assembler {
-    /// The dataset that a message of the guard names. `Err` asks for the registry's latest state:
-    /// another instance may have registered it a moment ago.
-    pub(super) fn named(
-        &mut self,
-        received: Received,
-        name: &str,
-    ) -> Result<Option<Arc<Dataset>>, Output> {
-        let found = name.parse::<DatasetName>().ok();
-        let found = found.and_then(|name| self.registry.dataset(&name).cloned());
-        if found.is_none() && self.asked_at != Some(received.wal) {
-            self.asked_at = Some(received.wal);
-            return Err(Output::RegistryWanted);
-        }
-        Ok(found)
-    }
-
     /// Takes what the guard says of a table.
     pub(super) fn evolve(
         &mut self,
@@ -274,20 +257,9 @@ impl Assembler {
         details: &Details<'_>,
         sink: &mut impl Sink,
     ) {
-        if position <= self.seen {
-            return;
+        if position > self.seen {
+            self.tell_of_dataset(received, Op::Schema, (position, dataset), details, sink);
         }
-        let event = ControlEvent {
-            op: Op::Schema,
-            database: &Database { source: &self.origin.source, database: &self.origin.database },
-            dataset: &dataset.name,
-            position,
-            committed_ms: self.transaction.committed.unix_ms(),
-            now_ms: received.now_ms,
-            details,
-        };
-        sink.push(position, dataset.id, Op::Schema, |out| event.write(out));
-        self.transaction.pushed += 1;
     }
 
     /// The position of a change, after that of a version which the stream showed here when it was

@@ -26,6 +26,7 @@ mod error;
 mod evolve;
 mod guard;
 mod ownership;
+mod told;
 
 pub use error::AssembleError;
 

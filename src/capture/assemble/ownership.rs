@@ -7,10 +7,8 @@
 
 use serde::Serialize;
 
-use super::{AssembleError, Assembler, Output, Received, Sink, ignore};
-use crate::capture::attribute::{self, OwnershipMessage};
-use crate::capture::control::ControlEvent;
-use crate::capture::relation::Database;
+use super::{AssembleError, Assembler, Output, Received, Sink};
+use crate::capture::attribute::OwnershipMessage;
 use crate::registry::Switch;
 use crate::vocab::Op;
 
@@ -35,19 +33,10 @@ impl Assembler {
         content: &[u8],
         sink: &mut impl Sink,
     ) -> Result<Output, AssembleError> {
-        let message = attribute::parse::<OwnershipMessage>(content);
-        let name = message.as_ref().map(|message| message.dataset.as_str());
-        let dataset = match name.map(|name| self.named(received, name)).transpose() {
-            Ok(dataset) => dataset.flatten(),
-            Err(wanted) => return Ok(wanted),
-        };
-        let position = self.next_position()?;
-        let (message, dataset) = match (message, dataset) {
-            (Some(message), Some(dataset)) => (message, dataset),
-            (message, _) => {
-                ignore(if message.is_some() { "unknown dataset" } else { "malformed" });
-                return Ok(Output::Nothing);
-            }
+        let addressed = self.addressed(received, content, |it: &OwnershipMessage| &it.dataset)?;
+        let (message, dataset, position) = match addressed {
+            Ok(addressed) => addressed,
+            Err(output) => return Ok(output),
         };
         if position <= self.seen {
             return Ok(Output::Nothing);
@@ -64,18 +53,7 @@ impl Assembler {
                 reason: message.reason.as_deref(),
                 actor: message.actor.as_deref(),
             };
-            let origin = &self.origin;
-            let event = ControlEvent {
-                op: Op::Ownership,
-                database: &Database { source: &origin.source, database: &origin.database },
-                dataset: &dataset.name,
-                position,
-                committed_ms: self.transaction.committed.unix_ms(),
-                now_ms: received.now_ms,
-                details: &details,
-            };
-            sink.push(position, dataset.id, Op::Ownership, |out| event.write(out));
-            self.transaction.pushed += 1;
+            self.tell_of_dataset(received, Op::Ownership, (position, &dataset), &details, sink);
         }
         self.standings.insert(dataset.id, switch.after.clone());
         self.forget_resolutions();

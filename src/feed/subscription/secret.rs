@@ -126,11 +126,11 @@ impl Subscriptions {
             for plain in store::secrets_unsealed(connection, id).await? {
                 store::secret_seal(connection, id, &plain, &sealer.seal(id, &plain)).await?;
             }
-            if store::secrets(connection, id).await?.is_empty() {
-                let sealed = sealer.seal(id, &rand::random::<[u8; SECRET_BYTES]>());
-                store::secret_add(connection, id, &sealed, Duration::ZERO).await?;
+            let mut sealed = store::secrets(connection, id).await?;
+            if sealed.is_empty() {
+                sealed.push(sealer.seal(id, &rand::random::<[u8; SECRET_BYTES]>()));
+                store::secret_add(connection, id, &sealed[0], Duration::ZERO).await?;
             }
-            let sealed = store::secrets(connection, id).await?;
             let opened = sealed.iter().map(|sealed| sealer.open(id, sealed));
             opened.collect::<Option<_>>().ok_or_else(|| {
                 Error::Conflict(format!(

@@ -235,8 +235,9 @@ pub(in crate::feed) async fn pause(
     Ok(updated > 0)
 }
 
-/// Begins a new run after a position, with a snapshot or without: nothing is held any more, the counts begin anew, and who holds
-/// the cursor loses it. Dead letters that were on their way are parked again.
+/// Begins a new run after a position, with a snapshot or without: nothing is held any more, the
+/// counts begin anew, and who holds the cursor loses it. Dead letters that were on their way are
+/// parked again.
 pub(in crate::feed) async fn seek(
     connection: &mut AsyncPgConnection,
     id: SubscriptionId,

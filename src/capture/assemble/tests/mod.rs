@@ -496,7 +496,6 @@ fn ownership_message(message: &Value) -> Vec<u8> {
     encode::logical(true, 1, b"cadastre.ownership", message.to_string().as_bytes())
 }
 
-/// The message of a hand-over of `orders`.
 /// An event has exactly the members that its schema requires.
 #[track_caller]
 fn covers(schema: &Value, event: &Value) {
@@ -506,6 +505,7 @@ fn covers(schema: &Value, event: &Value) {
     assert!(keys.iter().all(|key| required.contains(key)), "{event}");
 }
 
+/// The message of a hand-over of `orders`.
 fn handed_over(before: Option<&str>, owner: &str) -> Vec<u8> {
     ownership_message(&json!({"v": 1, "dataset": "shop.public.orders", "owner": owner,
         "mode": "enforce", "ownerBefore": before, "modeBefore": before.map(|_| "enforce"),
